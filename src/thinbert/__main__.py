@@ -1,0 +1,5 @@
+"""`python -m thinbert`: the command line."""
+
+from thinbert.cli import main
+
+main()

@@ -1,0 +1,229 @@
+"""The Python interface: `thinbert.load(model)` gives a Model that reads questions and texts."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from thinbert.errors import InputError, ModelError
+from thinbert.model import reference
+from thinbert.model.checkpoint import DEFAULT_MODEL, Checkpoint, read_checkpoint
+from thinbert.model.config import EncoderConfig
+from thinbert.model.tokenizer import Ints, Tokenizer, Tokens, read_tokenizer
+from thinbert.model.weights import Array, Linear
+from thinbert.tasks import qa
+from thinbert.tasks.qa import Answer, Collector, Reading, Window
+
+__all__ = ["Answer", "Model", "Reading", "load"]
+
+# Tokens computed together. Larger batches gain nothing once the products are compute-bound, and cost memory:
+# the FFN holds 4 D floats per token.
+_TOKENS_IN_FLIGHT = 2048
+
+
+def load(
+    model: str | os.PathLike[str] = DEFAULT_MODEL, *, revision: str | None = None, token: str | None = None
+) -> "Model":
+    """Loads a model folder, a hub id, or the bundled model.
+
+    Raises:
+        ModelError: see thinbert.model.checkpoint.read_checkpoint.
+    """
+    checkpoint = read_checkpoint(model, revision=revision, token=token)
+    return Model(checkpoint, read_tokenizer(checkpoint.folder, vocabulary=checkpoint.config.vocabulary))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One window of one question on its way through the encoder."""
+
+    question: int
+    context: int
+    tokens: Tokens  # of the context
+    window: Window
+
+
+class Model:
+    """An encoder with its tokenizer and task heads. Reading does not change it: several threads may share one."""
+
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+        self.name = checkpoint.name
+        self.config: EncoderConfig = checkpoint.config
+        self.tokenizer = tokenizer
+        self._checkpoint = checkpoint
+        self._weights = checkpoint.weights()
+
+    @property
+    def sha256(self) -> str:
+        """Identity of configuration and weights."""
+        return self._checkpoint.sha256()
+
+    def forward(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        """Logits of ragged sequences that stand one after another: [T, 2] for question answering.
+
+        Args:
+            token_ids, token_types: [T].
+            lengths: tokens of each sequence, special tokens included.
+        Raises:
+            ModelError: the model has no question-answering head.
+        """
+        head = self.require_span_head()
+        hidden = reference.encode(self._weights, self.config, token_ids, token_types, lengths)
+        return reference.span_logits(head, hidden)
+
+    def classify(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        """Class logits [B, classes] of ragged sequences, arguments as in `forward`."""
+        if self._weights.classify is None:
+            raise ModelError(f"model {self.name} has no classification head")
+        hidden = reference.encode(self._weights, self.config, token_ids, token_types, lengths)
+        return reference.class_logits(self._weights.classify, hidden, lengths)
+
+    def answer(self, question: str, context: str) -> Answer | None:
+        """The answer to one question in one text, or None where the model says there is none."""
+        return self.read(question, [context]).best
+
+    def read(
+        self,
+        question: str,
+        contexts: Sequence[str],
+        *,
+        n_best: int = qa.N_BEST,
+        max_answer_tokens: int = qa.MAX_ANSWER_TOKENS,
+        max_length: int | None = None,
+        stride: int | None = None,
+        threshold: float | None = None,
+    ) -> Reading:
+        """The best answers to one question over one or more texts, and the probability that they hold none.
+
+        Args:
+            n_best: how many answers to keep.
+            max_answer_tokens: longest answer, in tokens.
+            max_length: tokens of a window; 384, or fewer where the model has fewer positions.
+            stride: tokens that neighbouring windows share; 128, or half a window.
+            threshold: no-answer probability above which `Reading.best` is None; the model's own, or 1 (always answer)
+                for a model that was never calibrated to refuse.
+        """
+        readings = self.read_many(
+            [(question, contexts)],
+            n_best=n_best,
+            max_answer_tokens=max_answer_tokens,
+            max_length=max_length,
+            stride=stride,
+            threshold=threshold,
+        )
+        return next(readings)
+
+    def read_many(
+        self,
+        pairs: Iterable[tuple[str, Sequence[str]]],
+        *,
+        n_best: int = qa.N_BEST,
+        max_answer_tokens: int = qa.MAX_ANSWER_TOKENS,
+        max_length: int | None = None,
+        stride: int | None = None,
+        threshold: float | None = None,
+    ) -> Iterator[Reading]:
+        """`read` for a stream of questions, in order: windows of neighbouring questions are computed together.
+
+        Nothing is held but the windows in flight, so the stream may be endless. Arguments as in `read`.
+        """
+        if n_best < 1 or max_answer_tokens < 1:
+            raise InputError(f"n_best is {n_best} and max_answer_tokens {max_answer_tokens}; both must be at least 1")
+        max_length, stride = self.window_size(max_length, stride)
+        if threshold is None:
+            threshold = self.config.no_answer_threshold
+        limit = 1.0 if threshold is None else threshold
+        waiting: list[tuple[Collector, list[str]]] = []  # questions given out and not yet closed, in order
+        first = 0  # number of the question waiting[0]
+
+        def jobs() -> Iterator[Job]:
+            tokenise = _Recent(self.tokenizer)
+            for number, (question, contexts) in enumerate(pairs):
+                waiting.append((Collector(n_best, max_answer_tokens, limit), list(contexts)))
+                question_tokens = self.tokenizer(question).cut(qa.MAX_QUESTION_TOKENS)
+                for i, context in enumerate(contexts):
+                    tokens = tokenise(context)
+                    for window in self.windows(question_tokens, tokens, max_length=max_length, stride=stride):
+                        yield Job(number, i, tokens, window)
+
+        for job, logits in self.run(jobs()):
+            while first < job.question:  # windows come back in order, so earlier questions are complete
+                yield waiting[0][0].close(waiting[0][1])
+                del waiting[0]
+                first += 1
+            waiting[0][0].add(logits, job.window, job.tokens, job.context)
+        for collector, contexts in waiting:
+            yield collector.close(contexts)
+
+    def window_size(self, max_length: int | None, stride: int | None) -> tuple[int, int]:
+        """Window length and stride with defaults filled in and checked against the model."""
+        if max_length is None:
+            max_length = min(qa.MAX_LENGTH, self.config.positions)
+        if not 8 <= max_length <= self.config.positions:
+            raise InputError(
+                f"windows of {max_length} tokens; model {self.name} takes from 8 to {self.config.positions}"
+            )
+        if stride is None:
+            stride = qa.default_stride(max_length)
+        if not 0 <= stride < max_length:
+            raise InputError(f"a stride of {stride} tokens; expected from 0 to less than the window's {max_length}")
+        return max_length, stride
+
+    def windows(self, question: Tokens, context: Tokens, *, max_length: int, stride: int) -> Iterator[Window]:
+        """The windows of one tokenised context, with this model's special tokens."""
+        special = {"cls": self.tokenizer.cls, "sep": self.tokenizer.sep}
+        return qa.windows(question, context, max_length=max_length, stride=stride, **special)
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Array]]:
+        """Each job with the logits [L, 2] of its window, in order, a bounded number of tokens at a time."""
+        batch: list[Job] = []
+        tokens = 0
+        for job in jobs:
+            length = len(job.window.ids)
+            if batch and tokens + length > _TOKENS_IN_FLIGHT:
+                yield from self._run_batch(batch)
+                batch, tokens = [], 0
+            batch.append(job)
+            tokens += length
+        if batch:
+            yield from self._run_batch(batch)
+
+    def _run_batch(self, batch: list[Job]) -> Iterator[tuple[Job, Array]]:
+        lengths = [len(job.window.ids) for job in batch]
+        logits = self.forward(
+            np.concatenate([job.window.ids for job in batch]),
+            np.concatenate([job.window.types for job in batch]),
+            lengths,
+        )
+        return zip(batch, np.split(logits, np.cumsum(lengths)[:-1]), strict=True)
+
+    def require_span_head(self) -> Linear:
+        """The question-answering head. Raises ModelError, saying what the model is instead, where there is none."""
+        if self._weights.span is not None:
+            return self._weights.span
+        if self._weights.classify is not None:
+            holds = "a classification head"
+        elif any(name.startswith(("cls.predictions", "vocab_projector")) for name in self._checkpoint.ignored):
+            holds = "a masked-language-model head (it is a pre-trained encoder)"
+        else:
+            holds = "an encoder without a head"
+        raise ModelError(
+            f"model {self.name} cannot answer questions: it holds {holds}. Fine-tune it on question-answering data "
+            f"first, or use a model that was, such as the bundled one ({DEFAULT_MODEL})"
+        )
+
+
+class _Recent:
+    """A tokenizer that remembers its last text: questions over one paragraph usually come in a row."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text: str | None = None
+        self._tokens: Tokens | None = None
+
+    def __call__(self, text: str) -> Tokens:
+        if text != self._text:
+            self._text, self._tokens = text, self._tokenizer(text)
+        return cast(Tokens, self._tokens)

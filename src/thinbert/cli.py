@@ -1,0 +1,400 @@
+"""The command line: parse, make one library call, print. Everything else lives in the library.
+
+Exit codes: 0 done, 1 no answer found, 2 wrong usage or unusable input, 130 interrupted.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from thinbert import __version__
+from thinbert.errors import Error
+
+if TYPE_CHECKING:
+    from thinbert.corpus.ask import Citation, Found
+    from thinbert.model.sparsity import Sparsity
+    from thinbert.tasks.evaluate import Progress
+
+app = typer.Typer(
+    name="thinbert",
+    help="Thin BERT-family encoders on the CPU you have: ask, evaluate, inspect.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model folder, hub id, or `default`, the bundled one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def main() -> NoReturn:
+    """Entry point of the `thinbert` command."""
+    try:
+        app(standalone_mode=False)
+    except Error as e:
+        _fail(str(e))
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as e:
+        usage = getattr(e, "show", None)  # click's own usage errors print themselves
+        if usage is None:
+            raise
+        usage()
+        sys.exit(getattr(e, "exit_code", 2))
+    sys.exit(0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"thinbert: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"thinbert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("ask")
+def _ask(
+    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    files: Annotated[list[str] | None, typer.Argument(help="Text or Markdown files; - reads standard input.")] = None,
+    context: Annotated[str | None, typer.Option(help="Read this text instead of files.")] = None,
+    model: ModelOption = "default",
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many answers to give.")] = 1,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Probability of no answer above which to say so. [default: the model's own]"
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from texts, with the place of the answer.
+
+    Exits with 1 where the texts hold no answer.
+    """
+    from thinbert.api import load
+    from thinbert.corpus.ask import ask
+    from thinbert.corpus.documents import Document, checked, read_document
+
+    if (context is None) == (not files):
+        _fail("give files to read, - for standard input, or --context TEXT (one of them)")
+    if context is not None:
+        documents = [checked(Document("context", context))]
+    else:
+        documents = [read_document(name) for name in files or ()]
+    loaded = load(model)
+    started = time.perf_counter()
+    found = ask(loaded, question, documents, top_k=top_k, threshold=threshold)
+    seconds = time.perf_counter() - started
+    if as_json:
+        _print_json(_ask_json(question, found, model, seconds))
+    else:
+        _print_found(found)
+    raise typer.Exit(0 if found.citations else 1)
+
+
+@app.command("evaluate")
+def _evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder, hub id, or `default`.")],
+    data: Annotated[Path, typer.Argument(help="SQuAD JSON or flat JSONL, plain, .gz or .xz.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions and metrics; an interrupted run in it goes on.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 30,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a window. [default: 384, or the model's limit]")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens neighbouring windows share. [default: 128, or half a window]")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Probability of no answer above which the prediction is empty, for data with unanswerable questions. "
+            "[default: the model's own, or 0.5]",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer every question of a data set and score the answers as SQuAD does."""
+    from thinbert.api import load
+    from thinbert.tasks.evaluate import Settings, evaluate
+    from thinbert.tasks.qa import N_BEST
+    from thinbert.tasks.squad import read_squad
+
+    dataset = read_squad(data)
+    loaded = load(model)
+    loaded.require_span_head()
+    max_length, stride = loaded.window_size(max_length, stride)
+    if threshold is None:
+        threshold = loaded.config.no_answer_threshold
+    settings = Settings(
+        max_answer_tokens=max_answer_tokens,
+        max_length=max_length,
+        stride=stride,
+        n_best=N_BEST,
+        threshold=0.5 if threshold is None else threshold,
+        limit=limit,
+    )
+    with _progress("questions") as progress:
+        scores = evaluate(loaded, dataset, out, settings, progress=progress)
+    if as_json:
+        _print_json({"model": model, "data": str(data), "out": str(out), **scores})
+    else:
+        _print_scores(scores)
+        print(f"predictions and metrics in {out}")
+
+
+@app.command("score")
+def _score(
+    data: Annotated[Path, typer.Argument(help="SQuAD JSON or flat JSONL, plain, .gz or .xz.")],
+    predictions: Annotated[Path, typer.Argument(help="JSON object: question id -> answer.")],
+    na_prob: Annotated[
+        Path | None, typer.Option(help="JSON object: id -> probability of no answer (SQuAD 2.0).")
+    ] = None,
+    na_prob_thresh: Annotated[float, typer.Option(help="Predict no answer where the probability is greater.")] = 1.0,
+) -> None:
+    """Score a predictions file as the official SQuAD script for that data does, digit for digit, and print its JSON."""
+    from thinbert.errors import InputError
+    from thinbert.tasks.metrics import score_v1, score_v2
+    from thinbert.tasks.squad import read_json_object, read_squad
+
+    dataset = read_squad(data)
+    answers = read_json_object(predictions)
+    odd = next((q for q, a in answers.items() if not isinstance(a, str)), None)
+    if odd is not None:
+        raise InputError(f"{predictions}: the prediction for {odd!r} is not a string")
+    if not dataset.may_be_unanswerable:
+        if na_prob is not None:
+            raise InputError(f"{data} has no unanswerable questions, so --na-prob has no meaning for it")
+        missing = sum(q.id not in answers for q in dataset.questions)
+        if missing:
+            print(f"thinbert: {missing} questions have no prediction and score 0", file=sys.stderr)
+        _print_json(score_v1(dataset.golds, answers))
+        return
+    probabilities = None
+    if na_prob is not None:
+        probabilities = read_json_object(na_prob)
+        odd = next((q for q, p in probabilities.items() if isinstance(p, bool) or not isinstance(p, int | float)), None)
+        if odd is not None:
+            raise InputError(f"{na_prob}: the probability for {odd!r} is not a number")
+    _print_json(score_v2(dataset.golds, answers, probabilities, threshold=na_prob_thresh))
+
+
+@app.command("inspect")
+def _inspect(
+    model: Annotated[str, typer.Argument(help="Model folder, hub id, or `default`.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is left of a pruned model: densities, patterns, heads and neurons alive."""
+    from thinbert.model.checkpoint import read_checkpoint
+    from thinbert.model.sparsity import measure
+
+    sparsity = measure(read_checkpoint(model))
+    if as_json:
+        _print_json(sparsity.as_json())
+    else:
+        _print_sparsity(sparsity)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _ask_json(question: str, found: "Found", model: str, seconds: float) -> dict[str, Any]:
+    def place(c: "Citation") -> dict[str, Any]:
+        return {
+            "answer": c.text,
+            "score": c.score,
+            "file": c.document.name,
+            "line": c.line,
+            "start": c.start,
+            "end": c.end,
+            "sentence": c.sentence,
+            "sentence_start": c.sentence_start,
+        }
+
+    best = place(found.citations[0]) if found.citations else {"answer": None}
+    return {
+        "question": question,
+        **best,
+        "no_answer_probability": found.no_answer,
+        "threshold": found.threshold,
+        "answers": [place(c) for c in found.citations],
+        "rejected": place(found.rejected) if found.rejected else None,
+        "model": model,
+        "seconds": seconds,
+    }
+
+
+def _print_found(found: "Found") -> None:
+    from rich.text import Text
+
+    console = _console()
+    if not found.citations:
+        where = "No answer in this text" if found.rejected is None else "No answer"
+        console.print(Text(f"{where} (probability {found.no_answer:.0%}).", style="bold yellow"))
+        if found.rejected is not None:
+            console.print(Text("Best rejected candidate:", style="dim"))
+            _print_citation(found.rejected)
+        return
+    for number, citation in enumerate(found.citations):
+        if number:
+            console.print()
+        _print_citation(citation)
+
+
+def _print_citation(c: "Citation") -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = _console()
+    console.print(Text.assemble((_one_line(c.text), "bold green"), (f"  score {c.score:.2f}", "dim")))
+    console.print(Text(f"  {c.document.name}:{c.line}, characters {c.start}–{c.end}", style="cyan"))
+    first, last = c.start - c.sentence_start, c.end - c.sentence_start
+    sentence = Text.assemble(
+        _one_line(c.sentence[:first]), (_one_line(c.sentence[first:last]), "bold green"), _one_line(c.sentence[last:])
+    )
+    if console.no_color or not console.is_terminal:  # no colour to show the answer with: mark it
+        sentence = Text(_one_line(f"{c.sentence[:first]}[{c.sentence[first:last]}]{c.sentence[last:]}"))
+    console.print(Padding(sentence, (0, 0, 0, 2)))
+
+
+def _one_line(text: str) -> str:
+    """Text from a file, made safe to print: no line breaks, no terminal control codes."""
+    return "".join(ch if ch.isprintable() else " " for ch in text)
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("", "exact", "F1", "questions", box=None, header_style="bold")
+    for prefix, title in (("", "all"), ("HasAns_", "answerable"), ("NoAns_", "unanswerable")):
+        if f"{prefix}exact" in scores:
+            numbers = (f"{scores[f'{prefix}exact']:.2f}", f"{scores[f'{prefix}f1']:.2f}", str(scores[f"{prefix}total"]))
+            table.add_row(title, *numbers)
+    if "best_exact" in scores:
+        table.add_row("best threshold", f"{scores['best_exact']:.2f}", f"{scores['best_f1']:.2f}", "")
+    _console().print(table)
+    if scores["questions_per_second"]:
+        print(
+            f"{scores['answered_now']} questions in {scores['seconds']:.0f} s, "
+            f"{scores['questions_per_second']:.1f} a second"
+        )
+
+
+def _print_sparsity(s: "Sparsity") -> None:
+    from rich.table import Table
+
+    console = _console()
+    summary = Table(box=None, show_header=False)
+    for name, value in (
+        ("model", s.model),
+        ("family", f"{s.family}, {s.layers} layers, width {s.width}, {' and '.join(s.heads) or 'no task'} head"),
+        ("pattern", s.pattern),
+        ("linear weights", f"{s.linear_density:.1%} kept"),
+        (
+            "all parameters",
+            f"{s.overall_density:.1%} kept: {s.parameters / 1e6:.1f} of {s.parameters_original / 1e6:.1f} M",
+        ),
+        ("heads", f"{s.heads_total - s.heads_removed} of {s.heads_total} alive ({s.heads_removed} removed)"),
+        ("FFN neurons", f"{s.neurons_total - s.neurons_removed} of {s.neurons_total} alive"),
+        ("file", f"{s.file_bytes / 1e6:.1f} MB"),
+        ("ignored tensors", ", ".join(s.ignored) or "none"),
+    ):
+        summary.add_row(name, value)
+    console.print(summary)
+    console.print()
+    table = Table("layer", "heads", "neurons", "query", "key", "value", "attention out", "FFN in", "FFN out", box=None)
+    for layer in range(s.layers):
+        cells = [_cell(t.density, t.pattern) for t in s.tensors if t.layer == layer]
+        table.add_row(str(layer), str(s.heads_alive[layer]), str(s.neurons_alive[layer]), *cells)
+    console.print(table)
+
+
+def _cell(density: float, pattern: str) -> str:
+    return f"{density:.1%} {pattern}" if pattern != "dense" or density < 1 else "dense"
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@contextmanager
+def _progress(unit: str) -> "Iterator[Progress]":
+    """Progress on standard error with rate and time left: a bar on a terminal, else a line every 10 seconds."""
+    if not sys.stderr.isatty():
+        yield _LineProgress(unit)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}, {{task.fields[rate]:.1f}}/s"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, rate=0.0)
+        rate = _Rate()
+        yield lambda done, total: bar.update(task, completed=done, total=total, rate=rate(done))
+
+
+class _Rate:
+    """Things done a second since the first call."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def __call__(self, done: int) -> float:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, done)
+        return (done - self._start[1]) / max(now - self._start[0], 1e-9)
+
+
+class _LineProgress:
+    def __init__(self, unit: str, every: float = 10.0) -> None:
+        self._unit, self._every, self._rate, self._next = unit, every, _Rate(), time.monotonic() + every
+
+    def __call__(self, done: int, total: int) -> None:
+        rate = self._rate(done)
+        if time.monotonic() >= self._next and rate > 0:
+            self._next = time.monotonic() + self._every
+            left = (total - done) / rate
+            print(f"{done}/{total} {self._unit}, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr, flush=True)

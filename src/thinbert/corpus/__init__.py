@@ -1,0 +1,1 @@
+"""People's documents: reading them with exact offsets, and answers that cite them."""

@@ -1,0 +1,13 @@
+"""The errors thinbert raises on purpose: what was wrong, what was found, what was expected, what to do."""
+
+
+class Error(Exception):
+    """Base of every error thinbert raises on purpose; the command line prints it as one line and exits with 2."""
+
+
+class ModelError(Error):
+    """A model folder, a hub id or one of its files cannot be used."""
+
+
+class InputError(Error, ValueError):
+    """Text, data or an argument given by the caller cannot be used. Also a ValueError, as Python programs expect."""

@@ -1,0 +1,1 @@
+"""What a model is: configuration, weights on disk, sparsity, and the reference forward pass."""

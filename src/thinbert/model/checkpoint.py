@@ -1,0 +1,392 @@
+"""Model folders: find one (a path, a hub id, or the bundled default), read and check it, write one.
+
+A folder holds config.json, weights (model.safetensors, its sharded form, or pytorch_model.bin) and a tokenizer.
+Layout and rounding rules: docs/format.md.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from thinbert.errors import ModelError
+from thinbert.model.config import EncoderConfig, parse_config
+from thinbert.model.dtypes import to_numpy, widen_bfloat16
+from thinbert.model.families import FAMILIES, Family, modern_name
+from thinbert.model.quantize import SCALE_SUFFIX, dequantize_rows
+from thinbert.model.torchfile import read_torch
+from thinbert.model.weights import Array, ClassifyHead, Embeddings, Layer, Linear, Norm, Weights
+
+DEFAULT_MODEL = "default"
+_BUNDLED = Path(__file__).parent.parent / "models" / "default"
+
+# In order of preference; an index names the shards that hold the weights.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+
+_LISTED = 12  # tensors named in one error message before "and N more"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder read and checked: every tensor the encoder needs is there with the right shape."""
+
+    name: str  # as the user called it
+    folder: Path
+    files: tuple[Path, ...]  # weight files, in order
+    config: EncoderConfig
+    tensors: Mapping[str, NDArray[Any]]  # by modern name, stored dtype; int8 beside its scales
+    ignored: Mapping[str, NDArray[Any]]  # in the file, but read by no forward pass: buffers, poolers, other heads
+    has_span: bool
+    has_classify: bool
+
+    def array(self, name: str) -> Array:
+        """One tensor as float32."""
+        stored = self.tensors[name]
+        if stored.dtype == np.int8:
+            return dequantize_rows(stored, self.tensors[name + SCALE_SUFFIX])
+        return np.require(stored, np.float32, ("C", "ALIGNED"))
+
+    def weights(self) -> Weights:
+        """Everything the encoder and its heads compute with, as float32.
+
+        Raises:
+            ModelError: a weight is NaN or infinite.
+        """
+        for name, tensor in self.tensors.items():
+            if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+                raise ModelError(f"{self.folder}: tensor {name} holds NaN or infinity; the file is damaged")
+        family = FAMILIES[self.config.family]
+        p = family.prefix
+
+        def linear(stem: str) -> Linear:
+            return Linear(self.array(f"{stem}.weight"), self.array(f"{stem}.bias"))
+
+        def norm(stem: str) -> Norm:
+            return Norm(self.array(f"{stem}.weight"), self.array(f"{stem}.bias"))
+
+        def layer(i: int) -> Layer:
+            stems = {field: p + stem.format(i=i) for field, stem in family.layer.items()}
+            return Layer(**{f: norm(s) if f.endswith("_norm") else linear(s) for f, s in stems.items()})  # type: ignore[arg-type]
+
+        e = family.embeddings
+        return Weights(
+            embeddings=Embeddings(
+                token=self.array(p + e["token"]),
+                position=self.array(p + e["position"]),
+                token_type=self.array(p + e["token_type"]) if "token_type" in e else None,
+                norm=norm(p + e["norm"]),
+            ),
+            layers=tuple(layer(i) for i in range(self.config.layers)),
+            span=linear(family.span) if self.has_span else None,
+            classify=(
+                ClassifyHead(linear(family.classify_hidden), family.classify_activation, linear(family.classify_out))
+                if self.has_classify
+                else None
+            ),
+        )
+
+    def sha256(self) -> str:
+        """A digest of config and weights: the identity of the model in records and caches."""
+        digest = hashlib.sha256()
+        for file in (self.folder / "config.json", *self.files):
+            with file.open("rb") as f:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
+        return digest.hexdigest()
+
+
+def find_model(model: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
+    """The local folder of a model: the bundled one for "default", a path as it is, a hub id after downloading it.
+
+    A download shows a progress bar and goes to the Hugging Face cache; HF_HOME, HF_ENDPOINT, HF_TOKEN and
+    HF_HUB_OFFLINE mean what they mean there. Only config, tokenizer and weights are fetched, safetensors before
+    pickles.
+
+    Raises:
+        ModelError: there is no such folder and no such repository, or the download failed.
+    """
+    name = os.fspath(model)
+    if name == DEFAULT_MODEL:
+        return _BUNDLED
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{name} is a file; a model is a folder with config.json, weights and a tokenizer")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise ModelError(f"model {name}: no such folder")
+    return _download(name, revision, token)
+
+
+def _download(repo: str, revision: str | None, token: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def fetch(filename: str) -> Path:
+        return Path(hf_hub_download(repo, filename, revision=revision, token=token))
+
+    def fetch_if_there(filename: str) -> Path | None:
+        try:
+            return fetch(filename)
+        except LocalEntryNotFoundError:  # offline and not cached: is an EntryNotFoundError, but says less
+            if os.environ.get("HF_HUB_OFFLINE"):
+                return None
+            raise
+        except EntryNotFoundError:
+            return None
+
+    try:
+        config = fetch("config.json")
+        for name in _TOKENIZER_FILES:
+            fetch_if_there(name)
+        weights = next(filter(None, map(fetch_if_there, _WEIGHT_FILES)), None)
+        if weights is not None and weights.name.endswith(".index.json"):
+            for shard in _shards(weights):
+                fetch(shard)
+    except GatedRepoError as e:
+        raise ModelError(f"model {repo} is gated: accept its terms on the hub and set HF_TOKEN") from e
+    except RepositoryNotFoundError as e:
+        raise ModelError(f"model {repo}: no such folder, and no such repository on the hub (or it is private)") from e
+    except RevisionNotFoundError as e:
+        raise ModelError(f"model {repo} has no revision {revision!r}") from e
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as e:
+        why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+        raise ModelError(f"model {repo}: no such folder, not in the local cache, and {why}") from e
+    except EntryNotFoundError as e:
+        raise ModelError(f"model {repo} lacks a file it needs: {str(e).splitlines()[0]}") from e
+    except (HfHubHTTPError, OSError, ValueError) as e:
+        raise ModelError(f"model {repo}: download failed: {str(e).splitlines()[0]}") from e
+    return config.parent
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder. Raises ModelError naming the file and the place."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as e:
+        raise ModelError(f"{path}: no such file; a model folder needs it") from e
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be read: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
+        raise ModelError(f"{path}: not valid JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
+    return value
+
+
+def read_checkpoint(
+    model: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+) -> Checkpoint:
+    """Reads and checks a model folder or hub id (see find_model). Weights stay memory-mapped where the file allows.
+
+    Raises:
+        ModelError: anything about the folder is not as it should be. Missing, unexpected and misshapen tensors are
+            listed by name with found and expected shapes.
+    """
+    folder = find_model(model, revision=revision, token=token)
+    config = parse_config(read_json(folder / "config.json"), where=str(folder / "config.json"))
+    family = FAMILIES[config.family]
+    files = _weight_files(folder)
+    tensors: dict[str, NDArray[Any]] = {}
+    for file in files:
+        read = read_safetensors(file) if file.suffix == ".safetensors" else read_torch(file)
+        for name, tensor in read.items():
+            name = modern_name(name, family)
+            if name in tensors:
+                raise ModelError(f"{file}: tensor {name} is stored twice")
+            tensors[name] = tensor
+
+    has_span = f"{family.span}.weight" in tensors
+    has_classify = f"{family.classify_out}.weight" in tensors
+    expected = dict(expected_shapes(config, family, has_span=has_span, has_classify=has_classify))
+    ignored = _check_tensors(tensors, expected, family, folder)
+    return Checkpoint(
+        name=os.fspath(model),
+        folder=folder,
+        files=files,
+        config=config,
+        tensors={n: t for n, t in tensors.items() if n not in ignored},
+        ignored={n: tensors[n] for n in ignored},
+        has_span=has_span,
+        has_classify=has_classify,
+    )
+
+
+def expected_shapes(
+    config: EncoderConfig, family: Family, *, has_span: bool, has_classify: bool
+) -> Iterable[tuple[str, tuple[int | None, ...]]]:
+    """Name and shape of every tensor the model needs; None in a shape stands for the number of classes."""
+    D, p = config.width, family.prefix
+
+    def linear(stem: str, outputs: int | None, inputs: int) -> Iterable[tuple[str, tuple[int | None, ...]]]:
+        return ((f"{stem}.weight", (outputs, inputs)), (f"{stem}.bias", (outputs,)))
+
+    rows = {"token": config.vocabulary, "position": config.positions, "token_type": config.token_types}
+    for field, stem in family.embeddings.items():
+        if field == "norm":
+            yield from ((f"{p}{stem}.weight", (D,)), (f"{p}{stem}.bias", (D,)))
+        else:
+            yield p + stem, (rows[field], D)
+    for i in range(config.layers):
+        A, F = config.heads[i] * config.head_size, config.ffn[i]
+        shapes = {
+            "query": (A, D),
+            "key": (A, D),
+            "value": (A, D),
+            "attention_output": (D, A),
+            "ffn_in": (F, D),
+            "ffn_out": (D, F),
+        }
+        for field, stem in family.layer.items():
+            stem = p + stem.format(i=i)
+            if field in shapes:
+                yield from linear(stem, *shapes[field])
+            else:
+                yield from ((f"{stem}.weight", (D,)), (f"{stem}.bias", (D,)))
+    if has_span:
+        yield from linear(family.span, 2, D)
+    if has_classify:
+        yield from linear(family.classify_hidden, D, D)
+        yield from linear(family.classify_out, len(config.labels) or None, D)
+
+
+def _check_tensors(
+    tensors: Mapping[str, NDArray[Any]],
+    expected: Mapping[str, tuple[int | None, ...]],
+    family: Family,
+    folder: Path,
+) -> tuple[str, ...]:
+    """Compares what is there with what is needed; returns the names of tensors that may be ignored.
+
+    A stranger inside the encoder is an error, because it would mean the model computes something thinbert does not; a
+    stranger outside it (the head of another task) is not.
+    """
+    faults = []
+    for name, shape in expected.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            faults.append(f"missing {name} {_shape(shape)}")
+        elif tensor.ndim != len(shape) or any(s not in (None, n) for s, n in zip(shape, tensor.shape, strict=True)):
+            faults.append(f"misshapen {name}: found {_shape(tensor.shape)}, expected {_shape(shape)}")
+        elif tensor.dtype == np.int8:
+            scale = tensors.get(name + SCALE_SUFFIX)
+            if scale is None or scale.shape != tensor.shape[:1] or scale.dtype != np.float32:
+                found = "none" if scale is None else f"{_shape(scale.shape)} of {scale.dtype}"
+                faults.append(f"int8 {name}: found scales {found}, expected {_shape(tensor.shape[:1])} of float32")
+        elif tensor.dtype.kind != "f":
+            faults.append(f"{name} is of type {tensor.dtype}; expected floating point or int8")
+    scales = {n + SCALE_SUFFIX for n in expected if n in tensors and tensors[n].dtype == np.int8}
+    strangers = [n for n in tensors if n not in expected and n not in scales]
+    ignored = tuple(n for n in strangers if any(pattern.fullmatch(n) for pattern in family.ignorable))
+    faults += [
+        f"unexpected {n} {_shape(tensors[n].shape)}"
+        for n in strangers
+        if n.startswith(family.prefix) and n not in ignored
+    ]
+    if faults:
+        more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        raise ModelError(f"{folder}: weights do not fit config.json: {'; '.join(faults[:_LISTED])}{more}")
+    return tuple(strangers)
+
+
+def _shape(shape: Iterable[int | None]) -> str:
+    return "[" + ", ".join("classes" if n is None else str(n) for n in shape) + "]"
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    for name in _WEIGHT_FILES:
+        file = folder / name
+        if file.is_file():
+            return tuple(folder / shard for shard in _shards(file)) if name.endswith(".index.json") else (file,)
+    raise ModelError(f"{folder}: no weights; expected one of {', '.join(_WEIGHT_FILES)}")
+
+
+def _shards(index: Path) -> list[str]:
+    """File names listed in a sharded checkpoint's index, each checked to be a plain name in the same folder."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index}: weight_map is missing; expected tensor name -> file name")
+    names = sorted({str(n) for n in weight_map.values()})
+    for name in names:
+        if not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", name):
+            raise ModelError(f"{index}: weight_map names the file {name!r}; expected a weight file in the same folder")
+    return names
+
+
+def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file as read-only views of the mapped file (bfloat16 widened to float32).
+
+    Raises:
+        ModelError: missing, truncated, overlapping or otherwise invalid, or a dtype no encoder uses.
+    """
+    try:
+        with safe_open(path, "numpy"):  # checks the header: sizes, overlaps, bounds
+            pass
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as e:
+        raise ModelError(f"{path}: no such file") from e
+    except (SafetensorError, OSError, ValueError) as e:
+        raise ModelError(f"{path}: not a whole safetensors file ({e}); download it again") from e
+    start = 8 + int.from_bytes(data[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(data[8:start]).items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype = to_numpy(entry["dtype"])
+        except KeyError:
+            raise ModelError(
+                f"{path}: tensor {name} is of type {entry['dtype']}, which thinbert does not read"
+            ) from None
+        count = int(np.prod(entry["shape"], dtype=np.int64))
+        tensor = np.frombuffer(data, dtype, count, start + entry["data_offsets"][0]).reshape(entry["shape"])
+        tensors[name] = widen_bfloat16(tensor) if entry["dtype"] == "BF16" else tensor
+    return tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Writes tensors atomically: the file is whole or not there."""
+    from safetensors.numpy import save
+
+    write_atomic(path, save(dict(tensors), dict(metadata)))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data` in one step; a crash leaves the old file or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files private; a model is an ordinary file
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

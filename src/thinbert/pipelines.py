@@ -1,0 +1,252 @@
+"""`pipeline("question-answering")`: a drop-in for the pipeline that transformers removed in 5.3.
+
+Same arguments, defaults, results and errors as transformers 5.2.0 with a fast tokenizer; scores differ from
+`thinbert.load(…) .read(…)`, which compares windows with each other. In short, the rule of that pipeline: start and
+end logits of each window are normalised over its context tokens and [CLS], a span scores p(start) * p(end), spans are
+stretched to whole words, and the scores of spans with the same text, in whatever window, are added.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import GeneratorType
+from typing import Any
+
+import numpy as np
+
+from thinbert.api import Job, Model, load
+from thinbert.errors import InputError
+from thinbert.model.checkpoint import DEFAULT_MODEL
+from thinbert.model.tokenizer import Tokens
+from thinbert.model.weights import Array
+from thinbert.tasks import qa
+
+Result = dict[str, Any]  # {"score": float, "start": int, "end": int, "answer": str}
+
+_CPU = (None, -1, "cpu")
+
+
+def pipeline(
+    task: str = "question-answering",
+    model: str | os.PathLike[str] | Model | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    device: int | str | None = None,
+) -> "QuestionAnsweringPipeline":
+    """A callable that answers questions; see QuestionAnsweringPipeline.
+
+    Args:
+        task: "question-answering".
+        model: folder, hub id or loaded Model; the bundled one when left out.
+        revision, token: of a hub id.
+        device: accepted for compatibility; anything but the CPU is an error.
+    Raises:
+        InputError: another task or device.
+        ModelError: the model cannot be read, or has no question-answering head.
+    """
+    if task != "question-answering":
+        raise InputError(f"task {task!r}; thinbert has the pipeline question-answering")
+    if device not in _CPU:
+        raise InputError(f"device {device!r}; thinbert runs on the CPU (leave device out, or give -1)")
+    if not isinstance(model, Model):
+        model = load(DEFAULT_MODEL if model is None else model, revision=revision, token=token)
+    return QuestionAnsweringPipeline(model)
+
+
+@dataclass(frozen=True)
+class _Options:
+    top_k: int = 1
+    doc_stride: int | None = None
+    max_answer_len: int = 15
+    max_seq_len: int | None = None
+    max_question_len: int | None = None
+    handle_impossible_answer: bool = False
+    align_to_words: bool = True
+
+
+class QuestionAnsweringPipeline:
+    """Answers questions over contexts, each answer as `{"score", "start", "end", "answer"}`, a slice of the context."""
+
+    task = "question-answering"
+
+    def __init__(self, model: Model) -> None:
+        model.require_span_head()
+        self.model = model
+
+    def __call__(
+        self,
+        *inputs: Any,
+        question: str | list[str] | None = None,
+        context: str | list[str] | None = None,
+        top_k: int | None = None,
+        doc_stride: int | None = None,
+        max_answer_len: int | None = None,
+        max_seq_len: int | None = None,
+        max_question_len: int | None = None,
+        handle_impossible_answer: bool | None = None,
+        align_to_words: bool | None = None,
+        padding: str | bool | None = None,
+        batch_size: int | None = None,
+    ) -> Any:
+        """One result for one question, a list for several; with top_k > 1 each result is itself a list, best first.
+
+        Args:
+            inputs: a `{"question", "context"}` dict, a list of them, a generator of them (then results come as a
+                generator too), or a question and a context.
+            question, context: the same by keyword; lists pair up, and one context may serve a list of questions.
+            top_k: answers to return; fewer where there are fewer, and one alone is not wrapped in a list.
+            doc_stride: tokens that neighbouring windows of a long context share; 128, or half a window.
+            max_answer_len: longest answer in tokens; 15.
+            max_seq_len: tokens of a window; 384, or the model's limit.
+            max_question_len: tokens the question is cut to; by default it is kept whole (transformers documents 64, but
+                its fast tokenizers never cut).
+            handle_impossible_answer: also offer the empty answer.
+            align_to_words: stretch answers to whole words.
+            padding, batch_size: accepted for compatibility; windows are never padded and always batched, and results
+                depend on neither.
+        Raises:
+            KeyError: a dict lacks question or context.
+            ValueError: one of them is None or empty, or an option is out of range.
+        """
+        given = {
+            "top_k": top_k,
+            "doc_stride": doc_stride,
+            "max_answer_len": max_answer_len,
+            "max_seq_len": max_seq_len,
+            "max_question_len": max_question_len,
+            "handle_impossible_answer": handle_impossible_answer,
+            "align_to_words": align_to_words,
+        }
+        options = _Options(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        if options.top_k < 1:
+            raise ValueError(f"top_k parameter should be >= 1 (got {top_k})")
+        if options.max_answer_len < 1:
+            raise ValueError(f"max_answer_len parameter should be >= 1 (got {max_answer_len})")
+        examples = _arguments(inputs, question, context)
+        if isinstance(examples, GeneratorType):
+            return self._results((_example(e) for e in examples), options)
+        results = list(self._results(examples, options))
+        return results[0] if len(results) == 1 else results
+
+    def _results(self, examples: Iterable[dict[str, str]], options: _Options) -> Iterator[Result | list[Result]]:
+        """One result per example, in order; windows of neighbouring examples are computed together."""
+        max_length, stride = self._window_size(options)
+        tokenise = self.model.tokenizer
+        waiting: list[_Merger] = []
+        first = 0
+
+        def jobs() -> Iterator[Job]:
+            for number, example in enumerate(examples):
+                waiting.append(_Merger(example["context"], options))
+                question, context = tokenise(example["question"]), tokenise(example["context"])
+                if options.max_question_len is not None:
+                    question = question.cut(options.max_question_len)
+                for window in self.model.windows(question, context, max_length=max_length, stride=stride):
+                    yield Job(number, 0, context, window)
+
+        for job, logits in self.model.run(jobs()):
+            while first < job.question:
+                yield waiting.pop(0).result()
+                first += 1
+            waiting[0].add(job, logits)
+        for merger in waiting:
+            yield merger.result()
+
+    def _window_size(self, options: _Options) -> tuple[int, int]:
+        if None not in (options.doc_stride, options.max_seq_len) and options.doc_stride > options.max_seq_len:  # type: ignore[operator]
+            raise ValueError(
+                f"`doc_stride` ({options.doc_stride}) is larger than `max_seq_len` ({options.max_seq_len})"
+            )
+        return self.model.window_size(options.max_seq_len, options.doc_stride)
+
+
+class _Merger:
+    """Candidates of one context, from all its windows."""
+
+    def __init__(self, context: str, options: _Options) -> None:
+        self._context = context
+        self._options = options
+        self._answers: list[Result] = []
+        self._by_text: dict[str, Result] = {}
+        self._null = 1_000_000.0  # smallest p(start = CLS) * p(end = CLS) of any window; as large where there is none
+
+    def add(self, job: Job, logits: Array) -> None:
+        window, tokens = job.window, job.tokens
+        last = window.first + window.count
+        # [CLS] takes part in the normalisation, and is then struck out
+        readable = np.concatenate([logits[:1], logits[window.first : last]]).astype(np.float64)
+        log_norm = readable.max(axis=0) + np.log(np.exp(readable - readable.max(axis=0)).sum(axis=0))
+        if self._options.handle_impossible_answer:
+            self._null = min(self._null, float(np.exp((readable[0] - log_norm).sum())))
+        # some candidates merge once stretched to words, so more are taken than asked for
+        k = self._options.top_k * 2 + 10 if self._options.align_to_words else self._options.top_k
+        piece = logits[window.first : last]
+        spans = qa.best_spans(piece[:, 0], piece[:, 1], k=k, max_tokens=self._options.max_answer_len)
+        scores = np.exp(spans.scores - log_norm.sum())
+        for first, final, score in zip(spans.starts.tolist(), spans.ends.tolist(), scores.tolist(), strict=True):
+            start, end = self._place(tokens, window, window.offset + first, window.offset + final)
+            text = self._context[start:end]
+            known = self._by_text.get(text.lower())
+            if known is not None:
+                known["score"] += score
+            else:
+                self._by_text[text.lower()] = result = {"score": score, "start": start, "end": end, "answer": text}
+                self._answers.append(result)
+
+    def _place(self, tokens: Tokens, window: qa.Window, first: int, last: int) -> tuple[int, int]:
+        """Characters of the span from token `first` to `last`, stretched to words as far as the window reaches."""
+        if self._options.align_to_words:
+            words, low, high = tokens.words, window.offset, window.offset + window.count - 1
+            while first > low and words[first - 1] == words[first]:
+                first -= 1
+            while last < high and words[last + 1] == words[last]:
+                last += 1
+        return int(tokens.starts[first]), int(tokens.ends[last])
+
+    def result(self) -> Result | list[Result]:
+        answers = self._answers
+        if self._options.handle_impossible_answer:
+            answers = [*answers, {"score": self._null, "start": 0, "end": 0, "answer": ""}]
+        best = sorted(answers, key=lambda a: a["score"], reverse=True)[: self._options.top_k]
+        return best[0] if len(best) == 1 else best
+
+
+def _arguments(inputs: tuple[Any, ...], question: Any, context: Any) -> Any:
+    """The examples in a call, checked; a generator is passed on unread."""
+    if inputs:
+        if len(inputs) == 2 and all(isinstance(i, str) for i in inputs):
+            return [_example({"question": inputs[0], "context": inputs[1]})]
+        examples = inputs[0] if len(inputs) == 1 else list(inputs)
+    elif isinstance(question, list) and isinstance(context, str):
+        examples = [{"question": q, "context": context} for q in question]
+    elif isinstance(question, list) and isinstance(context, list):
+        if len(question) != len(context):
+            raise ValueError("Questions and contexts don't have the same lengths")
+        examples = [{"question": q, "context": c} for q, c in zip(question, context, strict=True)]
+    elif question is not None or context is not None:
+        examples = [{"question": question, "context": context}]
+    else:
+        raise ValueError("no input: give question= and context=, or {'question': …, 'context': …}")
+    if isinstance(examples, GeneratorType):
+        return examples
+    if isinstance(examples, dict):
+        examples = [examples]
+    if isinstance(examples, str) or not isinstance(examples, Iterable):
+        raise ValueError(f"{examples!r} argument needs to be a dict of question and context, or a list of them")
+    return [_example(e) for e in examples]
+
+
+def _example(item: Any) -> dict[str, str]:
+    if not isinstance(item, dict):
+        raise ValueError(f"{item!r} argument needs to be a dict of question and context")
+    for key in ("question", "context"):
+        if key not in item:
+            raise KeyError("You need to provide a dictionary with keys {question:..., context:...}")
+        if item[key] is None:
+            raise ValueError(f"`{key}` cannot be None")
+        if not isinstance(item[key], str):
+            raise ValueError(f"`{key}` needs to be a string, not {type(item[key]).__name__}")
+        if not item[key]:
+            raise ValueError(f"`{key}` cannot be empty")
+    return {"question": item["question"], "context": item["context"]}

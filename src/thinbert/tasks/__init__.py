@@ -1,0 +1,1 @@
+"""What a model is used for: question answering, its data sets and its scores."""

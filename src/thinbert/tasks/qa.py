@@ -1,0 +1,177 @@
+"""Extractive question answering: contexts to windows, logits to spans, spans to answers with place and probability.
+
+The one span decoder of the project. `thinbert.api`, `thinbert.pipelines`, evaluation and `ask` all decode here.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinbert.errors import InputError
+from thinbert.model.tokenizer import Ints, Tokens
+from thinbert.model.weights import Array
+
+MAX_LENGTH = 384  # tokens of a window, and
+STRIDE = 128  # tokens two neighbouring windows share: both as in BERT's SQuAD script
+MAX_ANSWER_TOKENS = 30
+MAX_QUESTION_TOKENS = 64
+N_BEST = 20
+
+
+@dataclass(frozen=True)
+class Window:
+    """[CLS] question [SEP] piece of the context [SEP], as the model reads it."""
+
+    ids: Ints  # [L]
+    types: Ints  # [L] 0 for the question part, 1 for the context part
+    first: int  # where the context piece begins in the window
+    offset: int  # number of the piece's first token among the context's tokens
+    count: int  # n, tokens of the piece
+
+
+def default_stride(max_length: int) -> int:
+    return min(max_length // 2, STRIDE)
+
+
+def windows(question: Tokens, context: Tokens, *, max_length: int, stride: int, cls: int, sep: int) -> Iterator[Window]:
+    """Windows of at most `max_length` tokens over a context, each sharing `stride` tokens with the one before.
+
+    A context without tokens has no windows.
+
+    Raises:
+        InputError: the question leaves no room to move on by at least one token.
+    """
+    room = max_length - len(question) - 3
+    if len(context) > room and room <= stride:
+        raise InputError(
+            f"a question of {len(question)} tokens leaves {room} of {max_length} for the text, not more than the "
+            f"stride of {stride}; shorten the question, lower the stride or raise the window length"
+        )
+    first = len(question) + 2
+    for offset in range(0, max(len(context) - stride, 1), room - stride):
+        piece = context.ids[offset : offset + room]
+        if not len(piece):
+            return
+        ids = np.concatenate([[cls], question.ids, [sep], piece, [sep]]).astype(np.int32)
+        types = np.zeros(len(ids), np.int32)
+        types[first:] = 1
+        yield Window(ids, types, first, offset, len(piece))
+        if offset + room >= len(context):
+            return
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The best spans of a piece of n tokens, best first."""
+
+    starts: NDArray[np.intp]  # [k] first token of each span
+    ends: NDArray[np.intp]  # [k] last token of each span
+    scores: NDArray[np.float64]  # [k] start logit + end logit
+    log_total: float  # log of the sum over all valid spans of exp(score)
+
+
+def best_spans(start: Array, end: Array, *, k: int, max_tokens: int) -> Spans:
+    """The k spans with the highest start + end logit, exactly: every start is tried with every end that may follow it.
+
+    (BERT's script tries the 20 best starts with the 20 best ends, which misses spans when these do not pair up.)
+
+    Args:
+        start, end: [n] logits of the tokens that may belong to an answer, n >= 1.
+        max_tokens: longest span, in tokens.
+    """
+    n, m = len(start), min(max_tokens, len(start))
+    reach = np.concatenate([end, np.full(m - 1, -np.inf, end.dtype)])
+    # band[i, j] = score of the span from token i to token i + j
+    band = start[:, None].astype(np.float64) + np.lib.stride_tricks.sliding_window_view(reach, m)
+    flat = band.reshape(-1)
+    k = min(k, n * m - m * (m - 1) // 2)  # valid spans: the band less the corner past the last token
+    # of equal scores the earlier start, then the shorter span: position order, kept by the stable sort
+    kept = np.sort(np.argpartition(-flat, k - 1)[:k])
+    order = kept[np.argsort(-flat[kept], kind="stable")]
+    top = flat[order[0]]
+    log_total = top + math.log(np.exp(flat - top).sum())
+    starts, lengths = np.divmod(order, m)
+    return Spans(starts, starts + lengths, flat[order], float(log_total))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A verbatim piece of a context: `context[start:end] == text`, always."""
+
+    text: str
+    start: int  # first character, in code points
+    end: int  # character after the last
+    score: float  # probability that this is the answer (see Reading)
+    context: int = 0  # which of the given contexts it stands in
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model made of one question over one or more contexts.
+
+    Probabilities are the model's own, over every valid span of every window: a span's share of the answer mass is
+    exp(score) / sum of exp(score), and its `score` is that share times 1 - no_answer, so that all of them and no_answer
+    sum to one (windows overlap: a span seen twice counts with its better half).
+
+    `no_answer` compares, inside one window, the null span ([CLS] to [CLS]) with all valid spans; the window surest
+    that it holds an answer decides. Comparing inside a window avoids the bias of taking the smallest null score and
+    the best span from different windows, which grows with the length of the text.
+    """
+
+    answers: tuple[Answer, ...]  # best first; no two are the same place
+    no_answer: float  # probability that the contexts hold no answer
+    threshold: float  # above which no_answer means: do not answer
+
+    @property
+    def best(self) -> Answer | None:
+        """The answer, or None where the model says there is none."""
+        return self.answers[0] if self.answers and self.no_answer <= self.threshold else None
+
+
+@dataclass
+class Collector:
+    """Gathers the windows of one question, in any number, and closes them to a Reading. Holds k spans per window."""
+
+    n_best: int
+    max_tokens: int
+    threshold: float
+    _spans: dict[tuple[int, int, int], float] = field(default_factory=dict)  # (context, start, end) -> score
+    _log_total: float = -math.inf
+    _log_null_odds: float = math.inf
+
+    def add(self, logits: Array, window: Window, tokens: Tokens, context: int) -> None:
+        """One window's logits [L, 2] over context number `context`, whose tokens are `tokens`."""
+        piece = logits[window.first : window.first + window.count]
+        spans = best_spans(piece[:, 0], piece[:, 1], k=self.n_best, max_tokens=self.max_tokens)
+        starts = tokens.starts[window.offset + spans.starts]
+        ends = tokens.ends[window.offset + spans.ends]
+        for start, end, score in zip(starts.tolist(), ends.tolist(), spans.scores.tolist(), strict=True):
+            place = (context, start, end)
+            self._spans[place] = max(score, self._spans.get(place, -math.inf))
+        self._log_total = float(np.logaddexp(self._log_total, spans.log_total))
+        null = float(logits[0, 0]) + float(logits[0, 1])
+        self._log_null_odds = min(self._log_null_odds, null - spans.log_total)
+
+    def close(self, contexts: list[str]) -> Reading:
+        if not self._spans:
+            return Reading((), 1.0, self.threshold)
+        no_answer = _sigmoid(self._log_null_odds)
+        ranked = sorted(self._spans.items(), key=lambda item: (-item[1], item[0]))[: self.n_best]
+        answers = tuple(
+            Answer(
+                text=contexts[context][start:end],
+                start=start,
+                end=end,
+                score=math.exp(score - self._log_total) * (1 - no_answer),
+                context=context,
+            )
+            for (context, start, end), score in ranked
+        )
+        return Reading(answers, no_answer, self.threshold)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -1,0 +1,529 @@
+"""Reading model folders: the forms the published models come in, and everything that must be refused."""
+
+import json
+import os
+import pickle
+import re
+import struct
+import tempfile
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from test_twins import TOLERANCE, padded, transformers_model, unpad
+
+from thinbert.api import load
+from thinbert.errors import ModelError
+from thinbert.model.checkpoint import read_checkpoint
+from thinbert.model.config import parse_config
+from thinbert.model.quantize import SCALE_SUFFIX, dequantize_rows, quantize_rows
+from thinbert.model.torchfile import read_torch
+
+
+def torch_save(path: Path, tensors: dict[str, Any], **options: Any) -> None:
+    torch.save(OrderedDict((n, torch.from_numpy(np.array(t))) for n, t in tensors.items()), path, **options)
+
+
+def expected_span(config: dict[str, Any], tensors: tiny.Tensors, lengths: list[int]) -> np.ndarray:
+    """Logits of the dense twin, by transformers."""
+    ids, types, lengths = tiny.ragged(lengths)
+    with torch.inference_mode():
+        out = transformers_model("BertForQuestionAnswering", config, tensors)(**padded(ids, types, lengths))
+    return np.stack([unpad(out.start_logits, lengths), unpad(out.end_logits, lengths)], axis=1)
+
+
+def assert_same_logits(folder: Path, expected: np.ndarray, lengths: list[int]) -> None:
+    logits = load(folder).forward(*tiny.ragged(lengths))
+    assert np.abs(logits - expected).max() < TOLERANCE * max(1, np.abs(expected).max())
+
+
+# --- the five published forms -----------------------------------------------------------------------------------------
+
+
+def test_1x4_block_sparse_zero_filled(tmp_path: Path) -> None:
+    """Intel/bert-base-uncased-squadv1.1-sparse-80-1x4-block-pruneofa: dense tensors with zeros, in a .bin."""
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    for seed, stem in enumerate(tiny.linear_stems(config)):
+        tiny.prune(tensors, stem, 0.2, (1, 4), seed)
+    folder = tiny.write_model(tmp_path / "m", config, None)
+    torch_save(folder / "pytorch_model.bin", {**tensors, "bert.embeddings.position_ids": np.arange(64)[None]})
+    assert_same_logits(folder, expected_span(config, tensors, [20, 5]), [20, 5])
+
+
+def test_unstructured_without_a_head(tmp_path: Path) -> None:
+    """Intel/bert-large-uncased-sparse-90-unstructured-pruneofa: a pre-trained model with MLM and NSP heads."""
+    config = tiny.bert_config(architectures=["BertForPreTraining"])
+    tensors = tiny.bert_tensors(config, head=None)
+    for seed, stem in enumerate(tiny.linear_stems(config)):
+        tiny.prune(tensors, stem, 0.1, (1, 1), seed)
+    D, V = 128, config["vocab_size"]
+    extra = {
+        "bert.pooler.dense.weight": np.zeros((D, D), np.float32),
+        "bert.pooler.dense.bias": np.zeros(D, np.float32),
+        "cls.predictions.bias": np.zeros(V, np.float32),
+        "cls.predictions.decoder.weight": np.zeros((V, D), np.float32),
+        "cls.predictions.transform.LayerNorm.weight": np.ones(D, np.float32),
+        "cls.seq_relationship.weight": np.zeros((2, D), np.float32),
+    }
+    folder = tiny.write_model(tmp_path / "m", config, None)
+    torch_save(folder / "pytorch_model.bin", {**tensors, **extra})
+    model = load(folder)
+    message = "cannot answer questions: it holds a masked-language-model head .*Fine-tune it"
+    with pytest.raises(ModelError, match=message):
+        model.answer("who?", "the tower")
+    # the encoder itself is right: give it a head and compare
+    head = tiny.bert_tensors(config, seed=9)
+    tensors |= {n: t for n, t in head.items() if n.startswith("qa_outputs")}
+    torch_save(folder / "pytorch_model.bin", {**tensors, **extra})
+    assert_same_logits(folder, expected_span(config, tensors, [17]), [17])
+
+
+def test_pruned_heads_in_a_bin(tmp_path: Path) -> None:
+    """madlag/bert-base-uncased-squad1.1-block-sparse-0.32-v1: heads absent, 32x32 blocks of zeros in what is left."""
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    for seed, stem in enumerate(tiny.linear_stems(config)):
+        tiny.prune(tensors, stem, 0.5, (32, 32), seed)
+    pruned = {0: [1, 3], 1: [0]}
+    cut, dense = tiny.cut_heads(tensors, config, pruned)
+    folder = tiny.write_model(tmp_path / "m", {**config, "pruned_heads": {str(k): v for k, v in pruned.items()}}, None)
+    torch_save(folder / "pytorch_model.bin", cut)
+    assert load(folder).config.heads == (2, 3)
+    assert_same_logits(folder, expected_span(config, dense, [30, 2]), [30, 2])
+
+
+def test_all_heads_of_a_layer_pruned(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    cut, dense = tiny.cut_heads(tiny.bert_tensors(config), config, {1: [0, 1, 2, 3]})
+    folder = tiny.write_model(tmp_path / "m", {**config, "pruned_heads": {"1": [0, 1, 2, 3]}}, cut)
+    assert_same_logits(folder, expected_span(config, dense, [12]), [12])
+
+
+def test_six_layers_relu(tmp_path: Path) -> None:
+    """Intel/dynamic_tinybert: six layers, ReLU, a stale head size in the config and TinyBERT's projection in the file."""
+    config = tiny.bert_config(num_hidden_layers=6, hidden_act="relu")
+    tensors = tiny.bert_tensors(config)
+    folder = tiny.write_model(tmp_path / "m", {**config, "attention_head_size": 26}, None)
+    extra = {"fit_dense.weight": np.ones((128, 128), np.float32), "fit_dense.bias": np.ones(128, np.float32)}
+    torch_save(folder / "pytorch_model.bin", {**tensors, **extra})
+    assert_same_logits(folder, expected_span(config, tensors, [40]), [40])
+
+
+def test_hybrid_with_dead_neurons(tmp_path: Path) -> None:
+    """madlag/bert-large-uncased-wwm-squadv2-x2.63-f82.6-d16-hybrid-v1: heads absent, dead neurons stored as zeros."""
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    for layer in range(2):
+        stem = f"bert.encoder.layer.{layer}"
+        for seed, name in enumerate(("self.query", "self.key", "self.value", "output.dense")):
+            tiny.prune(tensors, f"{stem}.attention.{name}", 0.5, (32, 32), seed)
+        dead = np.random.RandomState(layer).permutation(256)[:200]
+        tensors[f"{stem}.intermediate.dense.weight"][dead] = 0
+        tensors[f"{stem}.intermediate.dense.bias"][dead] = 0
+        tensors[f"{stem}.output.dense.weight"][:, dead] = 0
+    cut, dense = tiny.cut_heads(tensors, config, {0: [2], 1: [0, 3]})
+    folder = tiny.write_model(tmp_path / "m", {**config, "pruned_heads": {"0": [2], "1": [0, 3]}}, None)
+    torch_save(folder / "pytorch_model.bin", cut)
+    assert_same_logits(folder, expected_span(config, dense, [25, 25]), [25, 25])
+
+
+# --- other spellings and containers -----------------------------------------------------------------------------------
+
+
+def test_first_bert_spellings_and_flat_container(tmp_path: Path) -> None:
+    """gamma and beta, and the file format of torch before 1.6."""
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    old = {re.sub("LayerNorm.weight", "LayerNorm.gamma", n): t for n, t in tensors.items()}
+    old = {re.sub("LayerNorm.bias", "LayerNorm.beta", n): t for n, t in old.items()}
+    assert sum("gamma" in n for n in old) == 5
+    folder = tiny.write_model(tmp_path / "m", config, None)
+    torch_save(folder / "pytorch_model.bin", old, _use_new_zipfile_serialization=False)
+    assert_same_logits(folder, expected_span(config, tensors, [20]), [20])
+
+
+def test_bare_encoder_names(tmp_path: Path) -> None:
+    """A BertModel saved by itself has no "bert." prefix."""
+    config = tiny.bert_config()
+    bare = tiny.bert_tensors(config, prefix="", head=None)
+    span = {n: t for n, t in tiny.bert_tensors(config).items() if n.startswith("qa_outputs")}
+    folder = tiny.write_model(tmp_path / "m", config, {**bare, **span})
+    assert_same_logits(folder, expected_span(config, tiny.bert_tensors(config), [20]), [20])
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_sharded(tmp_path: Path, ending: str) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    folder = tiny.write_model(tmp_path / "m", config, None)
+    stem = "model" if ending == "safetensors" else "pytorch_model"
+    weight_map = {}
+    for part in (1, 2):
+        name = f"{stem}-0000{part}-of-00002.{ending}"
+        mine = {n: t for i, (n, t) in enumerate(tensors.items()) if i % 2 == part - 1}
+        weight_map |= dict.fromkeys(mine, name)
+        save_file(mine, folder / name) if ending == "safetensors" else torch_save(folder / name, mine)
+    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert_same_logits(folder, expected_span(config, tensors, [20]), [20])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("container", ["safetensors", "bin"])
+def test_stored_precisions(tmp_path: Path, dtype: torch.dtype, container: str) -> None:
+    from safetensors.torch import save_file as save_torch_file
+
+    config = tiny.bert_config(num_hidden_layers=1)
+    stored = {n: torch.from_numpy(t).to(dtype) for n, t in tiny.bert_tensors(config).items()}
+    folder = tiny.write_model(tmp_path / "m", config, None)
+    if container == "bin":
+        torch.save(stored, folder / "pytorch_model.bin")
+    else:
+        save_torch_file(stored, folder / "model.safetensors")
+    checkpoint = read_checkpoint(folder)
+    for name, tensor in stored.items():
+        np.testing.assert_array_equal(checkpoint.array(name), tensor.float().numpy())
+
+
+def test_int8_rows(tmp_path: Path) -> None:
+    """The storage form of the bundled model: exact values by the rules of docs/format.md."""
+    weight = np.array([[1.0, -0.5, 0.25, 127.0], [0, 0, 0, 0], [-3.0, 1.5, 0.01, 0.0]], np.float32)
+    values, scale = quantize_rows(weight)
+    np.testing.assert_array_equal(scale, np.array([1.0, 1.0, 3.0 / 127], np.float32))
+    # 0.5 and 63.5 lie between two values: to the even one
+    np.testing.assert_array_equal(values, [[1, 0, 0, 127], [0, 0, 0, 0], [-127, 64, 0, 0]])
+    assert np.abs(dequantize_rows(values, scale) - weight).max() <= 0.5 * scale.max()
+
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    packed: dict[str, np.ndarray] = {}
+    for name, t in tensors.items():
+        if t.ndim == 2:
+            packed[name], packed[name + SCALE_SUFFIX] = quantize_rows(t)
+        else:
+            packed[name] = t
+    folder = tiny.write_model(tmp_path / "m", config, packed)
+    rounded = {n: dequantize_rows(*quantize_rows(t)) if t.ndim == 2 else t for n, t in tensors.items()}
+    assert_same_logits(folder, expected_span(config, rounded, [20]), [20])
+
+
+def test_own_ffn_widths(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    dense = dict(tensors)
+    for layer, width in enumerate((200, 8)):
+        stem = f"bert.encoder.layer.{layer}"
+        dense[f"{stem}.output.dense.weight"] = tensors[f"{stem}.output.dense.weight"] * (np.arange(256) < width)
+        for name in ("intermediate.dense.weight", "intermediate.dense.bias"):
+            tensors[f"{stem}.{name}"] = tensors[f"{stem}.{name}"][:width]
+        tensors[f"{stem}.output.dense.weight"] = tensors[f"{stem}.output.dense.weight"][:, :width]
+    folder = tiny.write_model(tmp_path / "m", {**config, "thinbert": {"ffn": [200, 8]}}, tensors)
+    assert_same_logits(folder, expected_span(config, dense, [20]), [20])
+
+
+# --- tensors that do not fit ------------------------------------------------------------------------------------------
+
+
+def test_faults_are_listed_by_name_and_shape(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    del tensors["bert.encoder.layer.1.output.dense.weight"]
+    tensors["bert.encoder.layer.0.attention.self.key.weight"] = np.zeros((96, 128), np.float32)
+    tensors["bert.encoder.layer.7.output.dense.bias"] = np.zeros(128, np.float32)
+    tensors["qa_outputs.bias"] = np.zeros(2, np.int32)
+    folder = tiny.write_model(tmp_path / "m", config, tensors)
+    with pytest.raises(ModelError) as e:
+        load(folder)
+    for part in (
+        "missing bert.encoder.layer.1.output.dense.weight [128, 256]",
+        "misshapen bert.encoder.layer.0.attention.self.key.weight: found [96, 128], expected [128, 128]",
+        "unexpected bert.encoder.layer.7.output.dense.bias [128]",
+        "qa_outputs.bias is of type int32; expected floating point or int8",
+    ):
+        assert part in str(e.value)
+
+
+def test_long_lists_of_faults_are_cut(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", {**config, "hidden_size": 64}, tiny.bert_tensors(config))
+    with pytest.raises(ModelError, match=r"misshapen .*; and \d+ more"):
+        load(folder)
+
+
+def test_heads_of_other_tasks_are_ignored(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    folder = tiny.write_model(tmp_path / "m", config, {**tensors, "answer_class.weight": np.ones((3, 128), np.float32)})
+    checkpoint = read_checkpoint(folder)
+    assert set(checkpoint.ignored) == {"answer_class.weight"}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_damaged_numbers(tmp_path: Path, bad: float) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    tensors["qa_outputs.weight"][0, 0] = bad
+    with pytest.raises(ModelError, match=r"tensor qa_outputs\.weight holds NaN or infinity"):
+        load(tiny.write_model(tmp_path / "m", config, tensors))
+
+
+def test_scales_must_fit(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    tensors["qa_outputs.weight"] = np.ones((2, 128), np.int8)
+    with pytest.raises(ModelError, match=r"int8 qa_outputs\.weight: found scales none, expected \[2\] of float32"):
+        load(tiny.write_model(tmp_path / "a", config, tensors))
+    tensors["qa_outputs.weight_scale"] = np.ones(3, np.float32)
+    with pytest.raises(ModelError, match=r"found scales \[3\] of float32, expected \[2\]"):
+        load(tiny.write_model(tmp_path / "b", config, tensors))
+
+
+# --- config.json ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "roberta"}, "model_type is 'roberta'; thinbert reads bert, distilbert"),
+        ({"hidden_act": "silu"}, "hidden_act is 'silu'; thinbert computes gelu, gelu_new, relu"),
+        ({"layer_norm_type": "rms"}, "layer_norm_type is 'rms'; thinbert computes layer_norm, no_norm"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"is_decoder": True}, "is_decoder is true"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0; expected a whole number from 1 to 256"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ({"hidden_size": "128"}, "hidden_size is '128'"),
+        ({"hidden_size": 130}, "width 130 is not a multiple of 4 heads"),
+        ({"vocab_size": None}, "vocab_size is None"),
+        ({"layer_norm_eps": "tiny"}, "layer_norm_eps is 'tiny'"),
+        ({"pruned_heads": {"2": [0]}}, "pruned_heads names layer '2'; the model has layers 0 to 1"),
+        ({"pruned_heads": {"x": [0]}}, "pruned_heads names layer 'x'"),
+        ({"pruned_heads": {"0": [4]}}, r"pruned_heads of layer 0 is \[4\]; expected head numbers below 4"),
+        ({"pruned_heads": [1]}, "pruned_heads is list; expected layer -> list of heads"),
+        ({"thinbert": []}, "the thinbert block is list; expected an object"),
+        ({"thinbert": {"ffn": [1, 2, 3]}}, r"thinbert.ffn is \[1, 2, 3\]; expected 2 widths from 0 to 256"),
+        ({"thinbert": {"no_answer_threshold": 2}}, "no_answer_threshold is 2; expected a probability"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label is .*; expected class numbers"),
+    ],
+)
+def test_config_errors(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        parse_config(tiny.bert_config(**changes), where="config.json")
+
+
+def test_older_configs_have_no_newer_fields() -> None:
+    config = tiny.bert_config()
+    del config["layer_norm_eps"], config["type_vocab_size"]
+    parsed = parse_config(config, where="config.json")
+    assert (parsed.norm_eps, parsed.token_types, parsed.heads, parsed.ffn) == (1e-12, 2, (4, 4), (256, 256))
+
+
+# --- folders and files ------------------------------------------------------------------------------------------------
+
+
+def test_folder_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = tiny.bert_config()
+    cases = {
+        "./nowhere": "model ./nowhere: no such folder",
+        str(tmp_path / "void"): "no such folder",
+    }
+    for name, message in cases.items():
+        with pytest.raises(ModelError, match=re.escape(message)):
+            load(name)
+    file = tmp_path / "file.bin"
+    file.write_bytes(b"")
+    with pytest.raises(ModelError, match="is a file; a model is a folder"):
+        load(file)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ModelError, match=r"config\.json: no such file; a model folder needs it"):
+        load(empty)
+    (empty / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="not valid JSON"):
+        load(empty)
+    (empty / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match="holds a list; expected a JSON object"):
+        load(empty)
+    (empty / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"no weights; expected one of model\.safetensors"):
+        load(empty)
+    folder = tiny.write_model(tmp_path / "no-tokenizer", config, tiny.bert_tensors(config))
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(ModelError, match=r"no tokenizer; expected tokenizer\.json or vocab\.txt"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd.bin", "/etc/x.bin", "a/b.safetensors", "x.txt"])
+def test_shards_stay_in_the_folder(tmp_path: Path, name: str) -> None:
+    folder = tiny.write_model(tmp_path / "m", tiny.bert_config(), None)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(ModelError, match="expected a weight file in the same folder"):
+        load(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_safetensors(tmp_path: Path, keep: int) -> None:
+    config = tiny.bert_config()
+    file = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config)) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        load(file.parent)
+
+
+def test_unknown_safetensors_dtype(tmp_path: Path) -> None:
+    folder = tiny.write_model(tmp_path / "m", tiny.bert_config(), None)
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
+    with pytest.raises(ModelError, match="tensor w is of type F8_E4M3"):
+        load(folder)
+
+
+# --- hostile pickles --------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """What an attacker puts in a checkpoint: a call made while unpickling."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.call = (function, args)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def write_zip(path: Path, data: bytes, **entries: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        for name, content in entries.items():
+            archive.writestr(f"archive/data/{name}", content)
+
+
+def test_hostile_pickles_run_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "owned"
+    path = tmp_path / "pytorch_model.bin"
+    for payload in (
+        Payload(os.system, f"touch {marker}"),
+        Payload(eval, f"open({str(marker)!r}, 'w')"),
+        Payload(exec, f"open({str(marker)!r}, 'w')"),
+        Payload(getattr, "", "join"),
+        Payload(torch.load, "x"),
+        Payload(np.load, "x"),
+    ):
+        data = pickle.dumps({"w": payload})
+        write_zip(path, data)
+        with pytest.raises(ModelError, match="refused: it asks for the Python object .* nothing in the file was run"):
+            read_torch(path)
+        path.write_bytes(data)  # and as a flat file
+        with pytest.raises(ModelError, match="refused: it asks for the Python object"):
+            read_torch(path)
+        assert not marker.exists()
+
+
+def storage_pickle(count: int, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
+    """A state dict of one float32 tensor "w" over buffer "0", written by hand so that it may lie."""
+    out = b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n("
+    out += b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+    out += b"I%d\ntQ" % count
+    out += b"I%d\n" % offset
+    for numbers in (size, stride):
+        out += b"(" + b"".join(b"I%d\n" % n for n in numbers) + b"t"
+    return out + b"I00\nccollections\nOrderedDict\n)RtRs."
+
+
+def test_hand_written_pickle_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.bin"
+    write_zip(path, storage_pickle(6, (3, 2), (1, 3)), **{"0": np.arange(6, dtype="<f4").tobytes()})
+    np.testing.assert_array_equal(read_torch(path)["w"], np.arange(6).reshape(2, 3).T)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (storage_pickle(6, (3, 3), (3, 1)), r"shape \[3, 3\] that reaches outside its buffer of 6 values"),
+        (storage_pickle(6, (3, 2), (2, 1), offset=1), "reaches outside its buffer"),
+        (storage_pickle(6, (10**6, 10**6), (0, 0)), "reaches outside its buffer"),
+        (storage_pickle(6, (2, 2), (-1, 1)), "a tensor with a malformed layout"),
+        (storage_pickle(6, (2, 2), (1,)), "2 sizes and 1 strides"),
+        (storage_pickle(7, (6,), (1,)), "buffer '0' of 24 bytes where 7 values of F32 take 28"),
+        (pickle.dumps([1, 2]), "it holds a list, not a dictionary of tensors"),
+        (pickle.dumps({"epoch": 3}), "entry 'epoch' is a int, not a tensor"),
+    ],
+)
+def test_lying_layouts(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "w.bin"
+    write_zip(path, data, **{"0": np.arange(6, dtype="<f4").tobytes()})
+    with pytest.raises(ModelError, match=message):
+        read_torch(path)
+
+
+def test_compressed_entries_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.bin"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+        archive.writestr("archive/data/0", b"\0" * 10_000_000)
+    with pytest.raises(ModelError, match="a compressed entry .* which torch never writes"):
+        read_torch(path)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_truncated_bin(tmp_path: Path, flat: bool) -> None:
+    path = tmp_path / "w.bin"
+    torch_save(path, {"w": np.arange(1000.0)}, _use_new_zipfile_serialization=not flat)
+    whole = path.read_bytes()
+    for keep in (0, 1, 10, len(whole) // 2, len(whole) - 100):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(ModelError, match="not a whole torch checkpoint|refused"):
+            read_torch(path)
+
+
+def test_saved_with_other_objects_around(tmp_path: Path) -> None:
+    """Parameters, shared storages, transposed and empty tensors, and a "state_dict" wrapper are all ordinary."""
+    base = torch.arange(12.0)
+    state = {
+        "parameter": torch.nn.Parameter(torch.ones(2, 3)),
+        "first": base[:6].view(2, 3),
+        "second": base[6:].view(2, 3).t(),
+        "empty": torch.zeros(0, 4),
+        "scalar": torch.tensor(7),
+        "half": torch.tensor([1.5], dtype=torch.bfloat16),
+    }
+    path = tmp_path / "w.bin"
+    for flat in (False, True):
+        torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=not flat)
+        read = read_torch(path)
+        for name, tensor in state.items():
+            np.testing.assert_array_equal(read[name], tensor.detach().float().numpy())
+
+
+@pytest.fixture(scope="module")
+def whole_bins(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    path = tmp_path_factory.mktemp("bins") / "w.bin"
+    contents = []
+    for flat in (False, True):
+        torch_save(path, {"a": np.arange(6.0), "b": np.ones((2, 2))}, _use_new_zipfile_serialization=not flat)
+        contents.append(path.read_bytes())
+    return contents
+
+
+@given(data=st.data())
+def test_mutated_bins_never_escape(whole_bins: list[bytes], data: st.DataObject) -> None:
+    """Whatever bytes are changed, the reader returns arrays or raises ModelError."""
+    content = bytearray(data.draw(st.sampled_from(whole_bins)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "w.bin"
+        path.write_bytes(content)
+        try:
+            read = read_torch(path)
+        except ModelError:
+            return
+    assert all(isinstance(t, np.ndarray) for t in read.values())
