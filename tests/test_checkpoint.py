@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from test_twins import TOLERANCE, padded, transformers_model, unpad
 
+import tiny
+from test_twins import TOLERANCE, padded, transformers_model, unpad
 from thinbert.api import load
 from thinbert.errors import ModelError
 from thinbert.model.checkpoint import read_checkpoint
@@ -109,7 +109,7 @@ def test_all_heads_of_a_layer_pruned(tmp_path: Path) -> None:
 
 
 def test_six_layers_relu(tmp_path: Path) -> None:
-    """Intel/dynamic_tinybert: six layers, ReLU, a stale head size in the config and TinyBERT's projection in the file."""
+    """Intel/dynamic_tinybert: six layers, ReLU, a stale head size in the config, TinyBERT's projection in the file."""
     config = tiny.bert_config(num_hidden_layers=6, hidden_act="relu")
     tensors = tiny.bert_tensors(config)
     folder = tiny.write_model(tmp_path / "m", {**config, "attention_head_size": 26}, None)
@@ -419,10 +419,10 @@ def test_hostile_pickles_run_nothing(tmp_path: Path) -> None:
     ):
         data = pickle.dumps({"w": payload})
         write_zip(path, data)
-        with pytest.raises(ModelError, match="refused: it asks for the Python object .* nothing in the file was run"):
+        with pytest.raises(ModelError, match=r"refused: it asks for the Python object .* nothing in the file was run"):
             read_torch(path)
         path.write_bytes(data)  # and as a flat file
-        with pytest.raises(ModelError, match="refused: it asks for the Python object"):
+        with pytest.raises(ModelError, match=r"refused: it asks for the Python object"):
             read_torch(path)
         assert not marker.exists()
 
@@ -469,7 +469,7 @@ def test_compressed_entries_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}))
         archive.writestr("archive/data/0", b"\0" * 10_000_000)
-    with pytest.raises(ModelError, match="a compressed entry .* which torch never writes"):
+    with pytest.raises(ModelError, match=r"a compressed entry .* which torch never writes"):
         read_torch(path)
 
 
@@ -480,7 +480,7 @@ def test_truncated_bin(tmp_path: Path, flat: bool) -> None:
     whole = path.read_bytes()
     for keep in (0, 1, 10, len(whole) // 2, len(whole) - 100):
         path.write_bytes(whole[:keep])
-        with pytest.raises(ModelError, match="not a whole torch checkpoint|refused"):
+        with pytest.raises(ModelError, match=r"not a whole torch checkpoint|refused"):
             read_torch(path)
 
 

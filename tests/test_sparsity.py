@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint
 from thinbert.model.config import parse_config
 from thinbert.model.sparsity import find_pattern, measure
@@ -149,7 +149,6 @@ def test_dead_heads_are_those_without_effect(tmp_path: Path) -> None:
 def published(config: dict[str, Any], heads_gone: int, linear_density: float, pooler: bool) -> Checkpoint:
     """A checkpoint of a published shape, with ones in so many places that the linear density comes out as published."""
     layers, D, F = config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]
-    heads = config["num_attention_heads"]
     gone = np.bincount(np.arange(heads_gone) % layers, minlength=layers)
     pruned = {str(i): list(range(n)) for i, n in enumerate(gone)}
     parsed = parse_config({**config, "pruned_heads": pruned}, where="published")

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import transformers
 
+import tiny
 from thinbert.api import load
 from thinbert.model import reference
 

@@ -36,11 +36,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def main() -> NoReturn:
     """Entry point of the `thinbert` command."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what typer.Exit carried, if a command raised it
     except Error as e:
         _fail(str(e))
-    except typer.Exit as e:
-        sys.exit(e.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
@@ -52,7 +50,7 @@ def main() -> NoReturn:
             raise
         usage()
         sys.exit(getattr(e, "exit_code", 2))
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _fail(message: str) -> NoReturn:
@@ -272,15 +270,16 @@ def _print_citation(c: "Citation") -> None:
     from rich.text import Text
 
     console = _console()
-    console.print(Text.assemble((_one_line(c.text), "bold green"), (f"  score {c.score:.2f}", "dim")))
-    console.print(Text(f"  {c.document.name}:{c.line}, characters {c.start}–{c.end}", style="cyan"))
+    console.print(Text.assemble((_one_line(c.text), "bold green"), (f"  score {c.score:.2f}", "dim")), soft_wrap=True)
+    place = f"  {c.document.name}:{c.line}, characters {c.start}–{c.end}"
+    console.print(Text(place, style="cyan"), soft_wrap=True)
     first, last = c.start - c.sentence_start, c.end - c.sentence_start
-    sentence = Text.assemble(
-        _one_line(c.sentence[:first]), (_one_line(c.sentence[first:last]), "bold green"), _one_line(c.sentence[last:])
-    )
-    if console.no_color or not console.is_terminal:  # no colour to show the answer with: mark it
-        sentence = Text(_one_line(f"{c.sentence[:first]}[{c.sentence[first:last]}]{c.sentence[last:]}"))
-    console.print(Padding(sentence, (0, 0, 0, 2)))
+    before, answer, after = map(_one_line, (c.sentence[:first], c.sentence[first:last], c.sentence[last:]))
+    if console.is_terminal and not console.no_color:
+        sentence = Text.assemble(before, (answer, "bold green"), after)
+        console.print(Padding(sentence, (0, 0, 0, 2), expand=False))
+    else:  # no colour to show the answer with: mark it; and one line, for programs that read it
+        console.print(Text(f"  {before}[{answer}]{after}"), soft_wrap=True)
 
 
 def _one_line(text: str) -> str:

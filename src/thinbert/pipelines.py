@@ -1,9 +1,12 @@
 """`pipeline("question-answering")`: a drop-in for the pipeline that transformers removed in 5.3.
 
 Same arguments, defaults, results and errors as transformers 5.2.0 with a fast tokenizer; scores differ from
-`thinbert.load(…) .read(…)`, which compares windows with each other. In short, the rule of that pipeline: start and
-end logits of each window are normalised over its context tokens and [CLS], a span scores p(start) * p(end), spans are
+`thinbert.load(…).read(…)`, which compares windows with each other. In short, the rule of that pipeline: start and end
+logits of each window are normalised over its context tokens and [CLS], a span scores p(start) * p(end), spans are
 stretched to whole words, and the scores of spans with the same text, in whatever window, are added.
+
+One thing is left out on purpose: where a text has fewer spans than `top_k`, transformers filled up with spans of [CLS]
+that score 0.0.
 """
 
 import os

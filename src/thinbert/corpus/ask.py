@@ -9,6 +9,9 @@ from thinbert.errors import InputError
 from thinbert.tasks import qa
 from thinbert.tasks.qa import Answer
 
+# Most good spans overlap a better one and are dropped: ten neighbouring tokens alone hold 55 spans.
+_CANDIDATES_PER_ANSWER = 60
+
 
 @dataclass(frozen=True)
 class Citation:
@@ -45,8 +48,8 @@ def ask(
         raise InputError("the question is empty")
     if top_k < 1:
         raise InputError(f"top_k is {top_k}; expected at least 1")
-    # overlapping candidates are dropped below, so ask for more than are wanted
-    reading = model.read(question, [d.text for d in documents], n_best=qa.N_BEST + 4 * top_k, threshold=threshold)
+    candidates = max(qa.N_BEST, _CANDIDATES_PER_ANSWER * top_k)
+    reading = model.read(question, [d.text for d in documents], n_best=candidates, threshold=threshold)
     distinct: list[Answer] = []
     for answer in reading.answers:
         if len(distinct) < top_k and not any(_overlap(answer, better) for better in distinct):

@@ -51,16 +51,16 @@ def windows(question: Tokens, context: Tokens, *, max_length: int, stride: int, 
             f"stride of {stride}; shorten the question, lower the stride or raise the window length"
         )
     first = len(question) + 2
-    for offset in range(0, max(len(context) - stride, 1), room - stride):
+    offset = 0
+    while offset < len(context):
         piece = context.ids[offset : offset + room]
-        if not len(piece):
-            return
         ids = np.concatenate([[cls], question.ids, [sep], piece, [sep]]).astype(np.int32)
         types = np.zeros(len(ids), np.int32)
         types[first:] = 1
         yield Window(ids, types, first, offset, len(piece))
         if offset + room >= len(context):
             return
+        offset += room - stride
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+# The verbs of the project, the same for people and for CI. Each sets up what it needs in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
+NATIVE := pyproject.toml constraints.txt CMakeLists.txt $(wildcard core/*)
+
+.PHONY: ask test dev lint fix bench clean
+
+ask: $(VENV)/.base  ## answer a question from the example text
+	$(BIN)/thinbert ask "Who built the Eiffel Tower?" examples/eiffel-tower.md
+
+test: $(VENV)/.test lint  ## lint, types, tests
+	$(BIN)/pytest --numprocesses 2
+
+dev: $(VENV)/.test  ## everything for working on thinbert, in .venv
+	@echo "ready: source $(BIN)/activate"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.test  ## what can be mended by a tool
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test  ## the reference runtime beside torch
+	$(BIN)/python bench/compare.py --out bench/results/reference.json
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(BIN)/python $(NATIVE)
+	$(PIP) --editable . --constraint constraints.txt
+	touch $@
+
+# what the tests compare against is a superset of the base install
+$(VENV)/.test: $(BIN)/python $(NATIVE)
+	$(PIP) --editable '.[test]' --constraint constraints.txt
+	touch $@ $(VENV)/.base

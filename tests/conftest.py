@@ -1,0 +1,72 @@
+"""What all tests share: no network, and a tiny question-answering model."""
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import settings
+
+import tiny
+from thinbert.api import Model, load
+from thinbert.cli import main
+
+settings.register_profile("thinbert", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("thinbert")
+
+# transformers and huggingface_hub read this when they are imported; tests of downloads run the CLI with their own hub
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny.bert_config(hidden_size=32, num_attention_heads=2, intermediate_size=64)
+    return tiny.write_model(tmp_path_factory.mktemp("models") / "tiny", config, tiny.bert_tensors(config))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> Model:
+    return load(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Model:
+    return load("default")
+
+
+def real_data(name: str) -> Path:
+    """A file of THINBERT_DATA; the test is skipped, saying so, where it is absent."""
+    folder = os.environ.get("THINBERT_DATA")
+    if not folder:
+        pytest.skip("THINBERT_DATA is not set: this test runs on real data")
+    path = Path(folder) / name
+    if not path.exists():
+        pytest.skip(f"{path} does not exist")
+    return path
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs the command line in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["thinbert", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e:
+            main()
+        return Result(int(e.value.code or 0), *capsys.readouterr())
+
+    return run

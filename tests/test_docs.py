@@ -1,0 +1,75 @@
+"""What the documents say is true: the tree, the commands, the options, the links."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import Cli
+
+ROOT = Path(__file__).parent.parent
+DOCS = [ROOT / "README.md", ROOT / "HACKING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def tree(text: str) -> set[str]:
+    """Paths named in a document's file tree, which indents by four spaces a level."""
+    block = next(b for b in re.findall(r"```text\n(.*?)```", text, re.DOTALL) if "src/thinbert/" in b)
+    paths, folders = set(), {}
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 4
+        for name in line.split("  ")[0].split() if depth == 0 else line.strip().split("  ")[0].split():
+            path = "".join(folders[d] for d in range(depth)) + name
+            paths.add(path)
+            if name.endswith("/"):
+                folders[depth] = name
+    return paths
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    named = tree((ROOT / "README.md").read_text(encoding="utf-8"))
+    for path in named:
+        assert (ROOT / path).exists(), f"README names {path}"
+    tracked = subprocess.run(["git", "ls-files", "src", "core"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    for path in tracked.stdout.split():
+        if path.endswith((".py", ".cc", ".h")) and not path.endswith("__init__.py"):
+            assert path in named, f"README's tree lacks {path}"
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda p: p.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_commands_in_the_readme_exist(cli: Cli) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    used = set(re.findall(r"^thinbert (\w+)", text, re.MULTILINE))
+    assert used >= {"ask", "evaluate", "score", "inspect"}
+    for command in used:
+        help_text = cli(command, "--help").out
+        for option in re.findall(rf"^thinbert {command}\b.*?(--[\w-]+)", text, re.MULTILINE):
+            assert option in help_text
+
+
+def test_every_variable_read_is_documented() -> None:
+    variables = set()
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").glob("*.py")]:
+        variables |= set(re.findall(r"THINBERT_\w+|HF_\w+", path.read_text(encoding="utf-8")))
+    documented = "".join(d.read_text(encoding="utf-8") for d in DOCS)
+    ours = {v for v in variables if v.startswith("THINBERT_")} | {
+        "HF_HOME",
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+        "HF_HUB_OFFLINE",
+    }
+    assert not {v for v in ours if v not in documented}
+
+
+def test_version_is_in_the_changelog() -> None:
+    import thinbert
+
+    assert f"## {thinbert.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,0 +1,150 @@
+"""The drop-in question-answering pipeline: equal to transformers 5.2.0, the last that had it.
+
+What that version answered is recorded (record_pipeline.py). To compare with it live, name a Python that has it:
+THINBERT_TRANSFORMERS_5_2=/path/to/python make test
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import thinbert
+from record_pipeline import CHOPIN, TOWER, calls
+from thinbert.api import Model
+from thinbert.errors import InputError, ModelError
+from thinbert.pipelines import QuestionAnsweringPipeline
+
+GOLDEN = Path(__file__).parent / "golden" / "pipeline_5_2_0.json"
+RECORDER = Path(__file__).parent / "record_pipeline.py"
+
+
+@pytest.fixture(scope="module")
+def qa(default_model: Model) -> QuestionAnsweringPipeline:
+    return thinbert.pipeline("question-answering", model=default_model)
+
+
+def assert_equal_results(ours: Any, theirs: Any) -> None:
+    assert type(ours) is type(theirs)
+    if isinstance(ours, list):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert_equal_results(a, b)
+        return
+    assert set(ours) == set(theirs) == {"score", "start", "end", "answer"}
+    assert (ours["answer"], ours["start"], ours["end"]) == (theirs["answer"], theirs["start"], theirs["end"])
+    # float32 logits of some ten units, exponentiated: relative to the score, and a floor for the tiniest
+    assert ours["score"] == pytest.approx(theirs["score"], rel=2e-4, abs=1e-7)
+
+
+def test_recorded_answers(qa: QuestionAnsweringPipeline) -> None:
+    recorded = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert recorded["transformers"] == "5.2.0"
+    made = calls()
+    assert len(recorded["results"]) == len(made)
+    for call, expected in zip(made, recorded["results"], strict=True):
+        assert_equal_results(qa(**call), expected)
+
+
+@pytest.mark.skipif(
+    "THINBERT_TRANSFORMERS_5_2" not in os.environ,
+    reason="THINBERT_TRANSFORMERS_5_2 does not name a Python with transformers 5.2.0",
+)
+def test_live_answers(qa: QuestionAnsweringPipeline, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, RECORDER, "--float", tmp_path / "m"], check=True)
+    python = os.environ["THINBERT_TRANSFORMERS_5_2"]
+    subprocess.run([python, RECORDER, tmp_path / "m", tmp_path / "out.json"], check=True, capture_output=True)
+    live = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert live["transformers"] == "5.2.0"
+    for call, expected in zip(calls(), live["results"], strict=True):
+        assert_equal_results(qa(**call), expected)
+
+
+def test_ways_to_call(qa: QuestionAnsweringPipeline) -> None:
+    question = "Who is the tower named after?"
+    one = {"question": question, "context": TOWER}
+    expected = qa(**one)
+    assert expected["answer"] == "Gustave Eiffel"
+    assert TOWER[expected["start"] : expected["end"]] == expected["answer"]
+    assert qa(one) == expected
+    assert qa(question, TOWER) == expected
+    assert qa([one]) == expected
+    assert [r["answer"] for r in qa([one, one])] == ["Gustave Eiffel"] * 2
+    assert qa(question=[question], context=[TOWER]) == expected
+    assert qa(**one, padding=True, batch_size=8) == expected
+    stream = qa(example for example in [one, {"question": "When did Chopin live?", "context": CHOPIN}])
+    assert [r["answer"] for r in stream] == ["Gustave Eiffel", "1 March 1810 – 17 October 1849"]
+
+
+def test_max_question_len_cuts(qa: QuestionAnsweringPipeline) -> None:
+    whole = qa(question="Who is the tower named after?", context=TOWER)
+    cut = qa(
+        question="Who is the tower named after? " + "Where is the park in Paris? " * 9,
+        context=TOWER,
+        max_question_len=7,
+    )
+    assert_equal_results(cut, whole)
+
+
+def test_fewer_answers_than_asked_for(qa: QuestionAnsweringPipeline) -> None:
+    """Of one word there is one answer. transformers fills up with spans of [CLS] that score 0.0; this does not."""
+    assert qa(question="who?", context="Eiffel", top_k=3)["answer"] == "Eiffel"
+
+
+def test_nothing_readable(qa: QuestionAnsweringPipeline) -> None:
+    assert qa(question="who?", context="\u00ad") == []
+    empty = qa(question="who?", context="\u00ad", handle_impossible_answer=True)
+    assert (empty["answer"], empty["start"], empty["end"]) == ("", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        ({"question": "q", "context": ""}, ValueError, "`context` cannot be empty"),
+        ({"question": "", "context": "c"}, ValueError, "`question` cannot be empty"),
+        ({"question": None, "context": "c"}, ValueError, "`question` cannot be None"),
+        ({"question": 3, "context": "c"}, ValueError, "`question` needs to be a string, not int"),
+        ({"question": ["a", "b"], "context": ["c"]}, ValueError, "don't have the same lengths"),
+        ({"question": "q", "context": "c", "top_k": 0}, ValueError, r"top_k parameter should be >= 1 \(got 0\)"),
+        ({"question": "q", "context": "c", "max_answer_len": 0}, ValueError, "max_answer_len parameter should be >= 1"),
+        (
+            {"question": "q", "context": "c", "max_seq_len": 64, "doc_stride": 65},
+            ValueError,
+            r"`doc_stride` \(65\) is larger than `max_seq_len` \(64\)",
+        ),
+        ({"question": "q", "context": "c", "max_seq_len": 513}, InputError, "windows of 513 tokens"),
+        ({}, ValueError, "no input"),
+    ],
+)
+def test_errors(qa: QuestionAnsweringPipeline, call: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        qa(**call)
+
+
+def test_errors_of_positional_inputs(qa: QuestionAnsweringPipeline) -> None:
+    with pytest.raises(KeyError, match="provide a dictionary with keys"):
+        qa({"question": "q"})
+    for wrong in (3, "text", ["text"]):
+        with pytest.raises(ValueError, match="needs to be a dict of question and context"):
+            qa(wrong)
+
+
+def test_making_one(tiny_folder: Path, tmp_path: Path) -> None:
+    import tiny
+
+    assert thinbert.pipeline("question-answering", str(tiny_folder)).model.config.layers == 2
+    with pytest.raises(InputError, match="task 'summarization'; thinbert has the pipeline question-answering"):
+        thinbert.pipeline("summarization")
+    with pytest.raises(InputError, match="device 'cuda'; thinbert runs on the CPU"):
+        thinbert.pipeline("question-answering", tiny_folder, device="cuda")
+    config = tiny.bert_config(id2label={"0": "no", "1": "yes"})
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config, head="classify"))
+    with pytest.raises(ModelError, match="cannot answer questions: it holds a classification head"):
+        thinbert.pipeline("question-answering", folder)
+    bare = tiny.write_model(tmp_path / "b", tiny.bert_config(), tiny.bert_tensors(tiny.bert_config(), head=None))
+    with pytest.raises(ModelError, match="it holds an encoder without a head"):
+        thinbert.pipeline("question-answering", bare)

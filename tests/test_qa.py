@@ -1,0 +1,257 @@
+"""Windows, the span decoder, probabilities, and answers that are always slices of the text."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thinbert.api import Model
+from thinbert.errors import InputError
+from thinbert.model.tokenizer import Tokens
+from thinbert.tasks.qa import Collector, Reading, Window, best_spans, windows
+
+
+def numbered(n: int, first: int = 100) -> Tokens:
+    """n tokens, each one character long."""
+    place = np.arange(n, dtype=np.int32)
+    return Tokens(place + first, place, place + 1, place)
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    context=st.integers(0, 300), question=st.integers(0, 20), max_length=st.integers(40, 80), stride=st.integers(0, 15)
+)
+def test_windows_cover_the_context_with_the_stated_overlap(
+    context: int, question: int, max_length: int, stride: int
+) -> None:
+    q, c = numbered(question, 1000), numbered(context)
+    cut = list(windows(q, c, max_length=max_length, stride=stride, cls=1, sep=2))
+    covered: list[int] = []
+    for number, w in enumerate(cut):
+        assert len(w.ids) <= max_length
+        assert w.ids.tolist() == [1, *q.ids, 2, *c.ids[w.offset : w.offset + w.count], 2]
+        assert w.types.tolist() == [0] * (question + 2) + [1] * (w.count + 1)
+        if number:
+            before = cut[number - 1]
+            assert before.offset + before.count - w.offset == stride
+            assert len(before.ids) == max_length  # only the last may be short
+        covered += range(w.offset, w.offset + w.count)
+    assert sorted(set(covered)) == list(range(context))
+    assert (not cut) == (context == 0)
+    if len(cut) > 1:
+        assert cut[-1].count > stride  # the last one brings something new
+
+
+def test_windows_are_those_of_the_tokenizers_library() -> None:
+    """Truncation with overflow, as transformers uses it, cuts the same pieces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    import tiny
+
+    backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate(tiny.VOCABULARY)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    backend.enable_truncation(50, stride=13, strategy="only_second")
+    for n in (1, 30, 40, 41, 42, 43, 100, 251):
+        text = " ".join("abcdefghijklm"[i % 13] for i in range(n))
+        whole = backend.encode("who is the", text)
+        expected = [e.ids for e in (whole, *whole.overflowing)]
+        backend.no_truncation()
+        q, c = (backend.encode(t, add_special_tokens=False).ids for t in ("who is the", text))
+        backend.enable_truncation(50, stride=13, strategy="only_second")
+        tokens = [Tokens(np.array(t, np.int32), *[np.zeros(len(t), np.int32)] * 3) for t in (q, c)]
+        ours = [w.ids.tolist() for w in windows(*tokens, max_length=50, stride=13, cls=2, sep=3)]
+        assert ours == expected
+
+
+def test_a_question_too_long_for_the_stride() -> None:
+    with pytest.raises(InputError, match="a question of 20 tokens leaves 17 of 40 for the text"):
+        list(windows(numbered(20), numbered(100), max_length=40, stride=17, cls=1, sep=2))
+    # but a text that fits needs no second window
+    assert len(list(windows(numbered(20), numbered(17), max_length=40, stride=17, cls=1, sep=2))) == 1
+
+
+# --- the decoder ------------------------------------------------------------------------------------------------------
+
+logits = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=24)
+
+
+@given(start=logits, seed=st.integers(0, 99), k=st.integers(1, 40), max_tokens=st.integers(1, 30))
+def test_decoder_equals_trying_every_span(start: list[float], seed: int, k: int, max_tokens: int) -> None:
+    n = len(start)
+    end = np.random.RandomState(seed).uniform(-20, 20, n).astype(np.float32)
+    spans = best_spans(np.array(start, np.float32), end, k=k, max_tokens=max_tokens)
+    every = [(float(start[i]) + float(end[j]), i, j) for i in range(n) for j in range(i, min(i + max_tokens, n))]
+    every.sort(key=lambda span: (-span[0], span[1], span[2]))
+    got = list(zip(spans.scores.tolist(), spans.starts.tolist(), spans.ends.tolist(), strict=True))
+    assert len(got) == min(k, len(every))
+    assert [s for s, _, _ in got] == [s for s, _, _ in every[: len(got)]]
+    assert set(got) <= set(every)
+    assert len(set(got)) == len(got)
+    total = math.log(sum(math.exp(s - every[0][0]) for s, _, _ in every)) + every[0][0]
+    assert spans.log_total == pytest.approx(total)
+
+
+def test_ties_go_to_the_earlier_and_shorter_span() -> None:
+    spans = best_spans(np.zeros(4, np.float32), np.zeros(4, np.float32), k=5, max_tokens=2)
+    assert list(zip(spans.starts, spans.ends, strict=True)) == [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
+
+
+def reading(piece: np.ndarray, null: float, context: str, count: int = 1) -> Reading:
+    """One or several identical windows over a context of one-character tokens."""
+    tokens = numbered(len(context))
+    window = Window(np.zeros(len(context) + 3, np.int32), np.zeros(len(context) + 3, np.int32), 2, 0, len(context))
+    logits = np.full((len(context) + 3, 2), -50, np.float32)
+    logits[0] = null / 2
+    logits[2:-1] = piece
+    collector = Collector(n_best=100, max_tokens=30, threshold=0.5)
+    for _ in range(count):
+        collector.add(logits, window, tokens, 0)
+    return collector.close([context])
+
+
+def test_probabilities_of_one_window_sum_to_one() -> None:
+    piece = np.random.RandomState(0).uniform(-3, 3, (8, 2)).astype(np.float32)
+    r = reading(piece, null=1.5, context="abcdefgh")
+    assert len(r.answers) == 8 * 9 / 2
+    assert sum(a.score for a in r.answers) + r.no_answer == pytest.approx(1)
+    best = r.answers[0]
+    assert best.text == "abcdefgh"[best.start : best.end]
+    # no_answer is the null span's share of the softmax over itself and all spans
+    mass = np.exp(piece[:, :1] + piece[:, 1][None])[np.triu_indices(8)].sum()
+    assert r.no_answer == pytest.approx(math.exp(1.5) / (math.exp(1.5) + mass), rel=1e-5)
+
+
+def test_no_answer_decides_by_the_threshold() -> None:
+    piece = np.zeros((4, 2), np.float32)
+    assert reading(piece, null=10, context="abcd").best is None
+    assert reading(piece, null=-10, context="abcd").best is not None
+
+
+def test_more_windows_do_not_move_the_no_answer_probability() -> None:
+    piece = np.random.RandomState(1).uniform(-1, 1, (6, 2)).astype(np.float32)
+    one, many = (reading(piece, null=2, context="abcdef", count=n) for n in (1, 50))
+    assert one.no_answer == many.no_answer
+    assert [a.start for a in one.answers] == [a.start for a in many.answers]
+
+
+# --- whole texts ------------------------------------------------------------------------------------------------------
+
+TRICKY = [
+    "Frédéric Chopin (1 March 1810 – 17 October 1849) was a composer.",
+    "naïve café, ÅNGSTRÖM, İstanbul, straße",
+    "the 🐨 sleeps; 👩‍👩‍👧 too 🇫🇷",
+    "one\r\ntwo\r\n\r\nthree\tfour\t\tfive",
+    "  leading and trailing   ",
+    "ﬁne ﬂow ½ ｆｕｌｌ",
+    "de\u0301compose\u0301 e\u0301",  # combining accents, which the tokenizer strips
+    "中文字符 and the tower",
+    "zero\u200bwidth and \u00a0 no-break \ufeff mark",
+]
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_answers_are_slices(tiny_model: Model, text: str) -> None:
+    r = tiny_model.read("who is the composer", [text], n_best=50)
+    assert r.answers
+    for a in r.answers:
+        assert text[a.start : a.end] == a.text
+        assert a.text.strip() == a.text != ""
+
+
+@pytest.mark.parametrize("words", [0, 1, 511, 5_000, 200_000])
+def test_contexts_of_any_size(tiny_model: Model, words: int) -> None:
+    text = " ".join(["tower", "paris", "built", "the", "composer"][i % 5] for i in range(words))
+    r = tiny_model.read("who built", [text])
+    assert bool(r.answers) == bool(words)
+    for a in r.answers:
+        assert text[a.start : a.end] == a.text
+    if not words:
+        assert (r.no_answer, r.best) == (1.0, None)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t\r\n", "\u200b"])
+def test_nothing_to_read(tiny_model: Model, blank: str) -> None:
+    r = tiny_model.read("who", [blank])
+    assert (r.answers, r.no_answer, r.best) == ((), 1.0, None)
+
+
+def test_several_contexts(tiny_model: Model) -> None:
+    texts = ["the tower", "", "paris is in the composer", "built by who"]
+    r = tiny_model.read("who built", texts, n_best=40)
+    assert {a.context for a in r.answers} == {0, 2, 3}
+    for a in r.answers:
+        assert texts[a.context][a.start : a.end] == a.text
+    alone = [tiny_model.read("who built", [t]).no_answer for t in texts]
+    assert r.no_answer == pytest.approx(min(alone), abs=1e-6)
+
+
+def test_streams_equal_single_questions(tiny_model: Model) -> None:
+    random = np.random.RandomState(0)
+    words = ["tower", "paris", "built", "the", "composer", "born", "named", "after", "x", "y", "z"]
+    pairs = [(f"who {i}", [" ".join(random.choice(words, i * 7 % 60))]) for i in range(40)]
+    together = list(tiny_model.read_many(iter(pairs)))
+    assert len(together) == len(pairs)
+    for (question, contexts), r in zip(pairs, together, strict=True):
+        alone = tiny_model.read(question, contexts)
+        assert [(a.start, a.end) for a in r.answers[:3]] == [(a.start, a.end) for a in alone.answers[:3]]
+        assert r.no_answer == pytest.approx(alone.no_answer, abs=1e-5)
+
+
+def test_one_model_in_many_threads(tiny_model: Model) -> None:
+    text = " ".join(["the tower is in paris"] * 30)
+    expected = tiny_model.read("who built", [text])
+    got: list[Reading] = []
+    threads = [threading.Thread(target=lambda: got.append(tiny_model.read("who built", [text]))) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert got == [expected] * 8
+
+
+def test_options_out_of_range(tiny_model: Model) -> None:
+    for options, message in (
+        ({"n_best": 0}, "n_best is 0 and max_answer_tokens 30; both must be at least 1"),
+        ({"max_length": 65}, "windows of 65 tokens; model .* takes from 8 to 64"),
+        ({"max_length": 7}, "windows of 7 tokens"),
+        ({"stride": 64}, "a stride of 64 tokens; expected from 0 to less than the window's 64"),
+        ({"stride": -1}, "a stride of -1 tokens"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tiny_model.read("who", ["the tower"], **options)
+
+
+# --- the bundled model ------------------------------------------------------------------------------------------------
+
+EIFFEL = "The Eiffel Tower stands on the Champ de Mars in Paris. It is named after the engineer Gustave Eiffel."
+CHOPIN = (
+    "Frédéric Chopin, baptised Fryderyk Franciszek (1 March 1810 – 17 October 1849), was a Polish composer and pianist."
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "context", "answer"),
+    [
+        ("Where is the Eiffel Tower located?", EIFFEL, "Champ de Mars in Paris"),
+        ("Who is the Eiffel Tower named after?", EIFFEL, "Gustave Eiffel"),
+        ("When did Chopin live?", CHOPIN, "1 March 1810 – 17 October 1849"),
+        ("What was Chopin's nationality?", CHOPIN, "Polish"),
+    ],
+)
+def test_default_model_answers(default_model: Model, question: str, context: str, answer: str) -> None:
+    found = default_model.answer(question, context)
+    assert found is not None
+    assert found.text == answer
+    assert (found.start, found.end) == (context.index(answer), context.index(answer) + len(answer))
+
+
+def test_default_model_refuses(default_model: Model) -> None:
+    r = default_model.read("What does a kilogram of butter cost?", [EIFFEL])
+    assert r.best is None
+    assert r.no_answer > 0.5
