@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 import tiny
 from test_twins import TOLERANCE, padded, transformers_model, unpad
@@ -246,7 +247,7 @@ def test_faults_are_listed_by_name_and_shape(tmp_path: Path) -> None:
         "missing bert.encoder.layer.1.output.dense.weight [128, 256]",
         "misshapen bert.encoder.layer.0.attention.self.key.weight: found [96, 128], expected [128, 128]",
         "unexpected bert.encoder.layer.7.output.dense.bias [128]",
-        "qa_outputs.bias is of type int32; expected floating point or int8",
+        "qa_outputs.bias is of type int32; expected floating point, or int8 for a matrix",
     ):
         assert part in str(e.value)
 
@@ -266,12 +267,48 @@ def test_heads_of_other_tasks_are_ignored(tmp_path: Path) -> None:
     assert set(checkpoint.ignored) == {"answer_class.weight"}
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 def test_damaged_numbers(tmp_path: Path, bad: float) -> None:
     config = tiny.bert_config()
     tensors = tiny.bert_tensors(config)
+    tensors["qa_outputs.weight"] = tensors["qa_outputs.weight"].astype(np.float64)
     tensors["qa_outputs.weight"][0, 0] = bad
     with pytest.raises(ModelError, match=r"tensor qa_outputs\.weight holds NaN or infinity"):
+        load(tiny.write_model(tmp_path / "m", config, tensors))
+
+
+def test_numbers_too_large_to_compute_with(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    tensors["bert.encoder.layer.0.intermediate.dense.weight"] *= np.float32(1e30)
+    tensors["bert.encoder.layer.0.output.dense.weight"] *= np.float32(1e30)
+    model = load(tiny.write_model(tmp_path / "m", config, tensors))
+    with pytest.raises(ModelError, match="computes NaN or infinity; its weights are damaged or out of range"):
+        model.answer("who", "the tower")
+
+
+def test_tagging_models_have_no_classification_head(tmp_path: Path) -> None:
+    """Their `classifier` reads every token, without the layer that sentence classification has before it."""
+    config = tiny.bert_config()
+    tagger = {"classifier.weight": np.ones((9, 128), np.float32), "classifier.bias": np.ones(9, np.float32)}
+    checkpoint = read_checkpoint(tiny.write_model(tmp_path / "m", config, {**tiny.bert_tensors(config), **tagger}))
+    assert (checkpoint.has_span, checkpoint.has_classify) == (True, False)
+    assert set(checkpoint.ignored) == set(tagger)
+
+
+def test_distilbert_has_its_own_eps(tmp_path: Path) -> None:
+    parsed = parse_config(tiny.distilbert_config(layer_norm_eps=0.05), where="config.json")
+    assert parsed.norm_eps == 1e-12
+
+
+def test_int8_is_for_matrices(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    tensors["qa_outputs.bias"] = np.ones(2, np.int8)
+    tensors["qa_outputs.bias_scale"] = np.ones(2, np.float32)
+    with pytest.raises(
+        ModelError, match=r"qa_outputs\.bias is of type int8; expected floating point, or int8 for a matrix"
+    ):
         load(tiny.write_model(tmp_path / "m", config, tensors))
 
 
@@ -302,6 +339,8 @@ def test_scales_must_fit(tmp_path: Path) -> None:
         ({"hidden_size": "128"}, "hidden_size is '128'"),
         ({"hidden_size": 130}, "width 130 is not a multiple of 4 heads"),
         ({"vocab_size": None}, "vocab_size is None"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps is 0; expected a number between 0 and 1"),
+        ({"pruned_heads": {"9" * 5000: [0]}}, "pruned_heads names layer '999"),
         ({"layer_norm_eps": "tiny"}, "layer_norm_eps is 'tiny'"),
         ({"pruned_heads": {"2": [0]}}, "pruned_heads names layer '2'; the model has layers 0 to 1"),
         ({"pruned_heads": {"x": [0]}}, "pruned_heads names layer 'x'"),
@@ -332,7 +371,7 @@ def test_folder_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = tiny.bert_config()
     cases = {
-        "./nowhere": "model ./nowhere: no such folder",
+        "./nowhere": "model './nowhere': no such folder",
         str(tmp_path / "void"): "no such folder",
     }
     for name, message in cases.items():
@@ -383,6 +422,80 @@ def test_unknown_safetensors_dtype(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
     with pytest.raises(ModelError, match="tensor w is of type F8_E4M3"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (json.dumps({"w": {"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]}}), "has the shape"),
+        ('{"w": {"dtype": "F32", "shape": [0, 4611686018427387904], "data_offsets": [0, 0]}}', "has the shape"),
+        (
+            '{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+            '"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+            "tensor w is stored twice",
+        ),
+    ],
+)
+def test_odd_safetensors_headers(tmp_path: Path, header: str, message: str) -> None:
+    folder = tiny.write_model(tmp_path / "m", tiny.bert_config(), None)
+    content = header.encode()
+    data = b"\0" * 4 if '"data_offsets": [0, 0]' not in header else b""
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(content)) + content + data)
+    with pytest.raises(ModelError, match=message):
+        load(folder)
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+def tokenizer_json(folder: Path, lowercase: bool, extra: dict[str, int] | None = None) -> None:
+    vocabulary = {t: i for i, t in enumerate(tiny.VOCABULARY)} | (extra or {})
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("setting", [None, True, False])
+def test_the_tokenizer_config_overrides_the_tokenizer(tmp_path: Path, setting: bool | None) -> None:
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    tokenizer_json(folder, lowercase=True)
+    if setting is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": setting}))
+    ids = load(folder).tokenizer("The TOWER").ids.tolist()
+    unknown = tiny.VOCABULARY.index("[UNK]")
+    assert (
+        ids == [tiny.VOCABULARY.index("the"), tiny.VOCABULARY.index("tower")] if setting is not False else [unknown] * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "{", "not valid JSON"),
+        ("tokenizer.json", "{}", "not a tokenizer"),
+        ("vocab.txt", "[CLS]\n[SEP]\nx\n", r"no \[UNK\] among 3 tokens"),
+        ("vocab.txt", "[UNK]\n[SEP]\nx\n", r"the tokenizer has no \[CLS\]"),
+        ("vocab.txt", "[UNK]\n[CLS]\n[SEP]\n" + "x\n" * 300, "numbers tokens up to 302, the model has embeddings for"),
+        ("tokenizer_config.json", '{"do_lower_case": "yes"}', "do_lower_case is 'yes'; expected true or false"),
+        ("tokenizer_config.json", '{"tokenize_chinese_chars": null}', "tokenize_chinese_chars is None"),
+    ],
+)
+def test_tokenizers_that_do_not_fit(tmp_path: Path, name: str, content: str, message: str) -> None:
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    (folder / name).write_text(content)
+    with pytest.raises(ModelError, match=message):
+        load(folder)
+
+
+def test_token_numbers_past_the_embeddings(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    tokenizer_json(folder, lowercase=True, extra={"far": 9999})
+    with pytest.raises(ModelError, match="numbers tokens up to 9999"):
         load(folder)
 
 
@@ -470,6 +583,41 @@ def test_compressed_entries_are_refused(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", pickle.dumps({}))
         archive.writestr("archive/data/0", b"\0" * 10_000_000)
     with pytest.raises(ModelError, match=r"a compressed entry .* which torch never writes"):
+        read_torch(path)
+
+
+def two_tensors(first: str, second: str) -> bytes:
+    """A state dict of two tensors over buffer "0", of which each says what it likes."""
+    a, b = (eval(f"storage_pickle({arguments})") for arguments in (first, second))
+    body = a[a.index(b"ctorch._utils") : -2], b[b.index(b"ctorch._utils") : -2]
+    return b"\x80\x02}X\x01\x00\x00\x00a" + body[0] + b"sX\x01\x00\x00\x00b" + body[1] + b"s."
+
+
+def test_one_buffer_described_in_two_ways(tmp_path: Path) -> None:
+    """The first tensor is checked against its own claim of a large buffer; the bytes that are there are few."""
+    path = tmp_path / "w.bin"
+    write_zip(path, two_tensors("10**12, (10**9,), (1,)", "6, (6,), (1,)"), **{"0": bytes(24)})
+    with pytest.raises(ModelError, match="refused: buffer '0' described in two ways"):
+        read_torch(path)
+
+
+def test_tensors_cannot_be_changed_after_they_were_checked(tmp_path: Path) -> None:
+    honest = storage_pickle(6, (6,), (1,))
+    build = b"}X\x04\x00\x00\x00size(I1000000000\ntsb"  # BUILD: update the tensor's fields
+    path = tmp_path / "w.bin"
+    write_zip(path, honest[:-2] + build + honest[-2:], **{"0": bytes(24)})
+    with pytest.raises(ModelError, match="refused: it changes a tensor after making it"):
+        read_torch(path)
+
+
+def test_small_files_stay_small(tmp_path: Path) -> None:
+    """A memo index of two billion, and hundreds of transposed views of one buffer, take no memory to speak of."""
+    path = tmp_path / "w.bin"
+    write_zip(path, b"\x80\x02}r\xff\xff\xff\x7f.")
+    assert read_torch(path) == {}
+    state = torch.ones(100, 100)
+    torch.save({f"t{i}": state.t() for i in range(300)}, path)
+    with pytest.raises(ModelError, match="transposed tensors of 3000000 values over fewer that are stored"):
         read_torch(path)
 
 

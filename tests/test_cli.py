@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tiny
@@ -85,13 +87,52 @@ def test_inspect_of_a_broken_folder_is_one_line(cli: Cli, tmp_path: Path) -> Non
     assert r.err == f"thinbert: {tmp_path / 'config.json'}: no such file; a model folder needs it\n"
 
 
-def test_a_closed_pipe_is_not_an_error() -> None:
+def test_a_closed_pipe_ends_it_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "thinbert", "inspect", "default", "--json"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    ask = f"{sys.executable} -m thinbert ask 'who built it?' --context 'by Gustave Eiffel'"
+    for command, message in (
+        (f"{ask} > /dev/full", "No space left on device"),
+        (f"{sys.executable} -m thinbert ask 'who?' - <&-", "standard input: is closed"),
+    ):
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [
+        sys.executable,
+        "-m",
+        "thinbert",
+        "ask",
+        "who?",
+        "--context",
+        "by Gustave Eiffel é 🐨",
+        "--threshold",
+        "1",
+    ]
+    assert subprocess.run(command, capture_output=True, env=environment, check=False).returncode == 0
+
+
+def test_names_from_files_cannot_draw_on_the_terminal(cli: Cli, tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    folder = tiny.write_model(tmp_path / "a[red]b:bomb:", config, {**tensors, "[/x]\x1b[31m": np.ones(2, np.float32)})
+    r = cli("inspect", folder)
+    assert r.code == 0
+    assert "a[red]b:bomb:" in r.out
+    assert "[/x] [31m" in r.out
+    bad = tiny.write_model(tmp_path / "bad", config, {**tensors, "bert.x\n\x1b[31m\x07": np.ones(2, np.float32)})
+    r = cli("inspect", bad)
+    assert (r.code, r.err.count("\n")) == (2, 1)
+    assert "\x1b" not in r.err
 
 
 def test_interrupt(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:

@@ -1,10 +1,12 @@
 """`thinbert evaluate` and `score`: data forms, files written, resuming, refusals."""
 
+import fcntl
 import gzip
 import json
 import lzma
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +121,11 @@ def test_the_kind_of_data(tmp_path: Path) -> None:
             b'{"id": "1", "question": "q", "context": "c", "answers": [{"start": 1}]}',
             "line 1: an answer's text is missing; expected a string",
         ),
+        (
+            "d.jsonl",
+            b'{"id": "1", "question": "\\ud800", "context": "c"}',
+            "line 1: question has half a surrogate pair at character 0",
+        ),
         ("d.json.gz", b"plain", "d.json.gz: not a whole .gz file"),
         ("d.json.xz", lzma.compress(b"{}")[:-8], "d.json.xz: not a whole .xz file"),
     ],
@@ -155,7 +162,7 @@ def test_evaluate_writes_everything(cli: Cli, tmp_path: Path, data: Path, tiny_f
     assert official == {"exact_match": scores["exact"], "f1": scores["f1"]}
     run = read(out / "run.json")
     assert run["settings"]["max_length"] == 64
-    assert run["versions"]["thinbert"]
+    assert run["thinbert"]
     assert "cpu_features" in run["machine"]
     assert not list(out.glob(".*"))  # no temporary files left
 
@@ -205,19 +212,74 @@ def test_refusals(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> No
     other = tmp_path / "other.json"
     other.write_text(json.dumps(nested(5)))
     for arguments, message in (
-        ((tiny_folder, data, "--out", out), f"{out}: holds a run with another settings; give another --out"),
-        ((tiny_folder, other, "--out", out, "--limit", 2), f"{out}: holds a run with another data; give another"),
-        (("default", data, "--out", out, "--limit", 2), f"{out}: holds a run with another model and settings"),
+        (
+            (tiny_folder, data, "--out", out, "--stride", 5),
+            f"{out}: holds a run with other settings; give another --out",
+        ),
+        ((tiny_folder, other, "--out", out, "--limit", 2), f"{out}: holds a run with other data; give another"),
+        (("default", data, "--out", out, "--limit", 2), f"{out}: holds a run with other model and settings"),
         ((tiny_folder, data, "--out", tmp_path), f"{tmp_path}: is not empty and holds no evaluation"),
         ((tiny_folder, data, "--out", data), f"{data}: cannot make this folder: File exists"),
     ):
         r = cli("evaluate", *arguments)
         assert (r.code, r.out) == (2, "")
         assert r.err.startswith(f"thinbert: {message}"), r.err
-    (out / "answers.jsonl").write_text('{"id": "zzz"}\n')
+    (out / "answers.jsonl").write_text('{"id": "zzz", "no_answer": 0, "answers": []}\n')
     assert "does not hold the first questions" in cli("evaluate", tiny_folder, data, "--out", out, "--limit", 2).err
-    (out / "answers.jsonl").write_text("{}}\n")
-    assert "answers.jsonl: damaged" in cli("evaluate", tiny_folder, data, "--out", out, "--limit", 2).err
+    for line in ("{}}", "[1]", "{}", '{"id": "q0"}', '{"id": "q0", "no_answer": 0, "answers": [{}]}'):
+        (out / "answers.jsonl").write_text(line + "\n")
+        assert "answers.jsonl: damaged at line 1" in cli("evaluate", tiny_folder, data, "--out", out).err
+    for manifest in ("{", "[]", "\xff"):
+        (out / "run.json").write_text(manifest, encoding="latin1")
+        r = cli("evaluate", tiny_folder, data, "--out", out)
+        assert (r.code, r.err.count("\n")) == (2, 1)
+        assert f"{out / 'run.json'}: " in r.err
+
+
+def test_limit_and_threshold_may_change(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> None:
+    """Neither shapes an answer, so a run goes on under others."""
+    out = tmp_path / "out"
+    assert json.loads(cli("evaluate", tiny_folder, data, "--out", out, "--limit", 2, "--json").out)["answered_now"] == 2
+    (out / ".predictions.json.1234.tmp").write_text("left by a crash")
+    more = json.loads(cli("evaluate", tiny_folder, data, "--out", out, "--threshold", 0.9, "--json").out)
+    assert (more["answered_now"], more["total"]) == (4, 6)
+    fewer = json.loads(cli("evaluate", tiny_folder, data, "--out", out, "--limit", 3, "--json").out)
+    assert (fewer["answered_now"], fewer["total"]) == (0, 3)
+    assert list(read(out / "predictions.json")) == ["q0", "q1", "q2"]
+
+
+def test_another_tokenizer_is_another_model(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> None:
+    model, out = tmp_path / "m", tmp_path / "out"
+    shutil.copytree(tiny_folder, model)
+    cli("evaluate", model, data, "--out", out)
+    vocabulary = (model / "vocab.txt").read_text(encoding="utf-8").replace("tower", "wombat")
+    (model / "vocab.txt").write_text(vocabulary, encoding="utf-8")
+    assert "holds a run with other model" in cli("evaluate", model, data, "--out", out).err
+
+
+def test_two_runs_do_not_share_a_folder(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> None:
+    out = tmp_path / "out"
+    cli("evaluate", tiny_folder, data, "--out", out)
+    with (out / "answers.jsonl").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        r = cli("evaluate", tiny_folder, data, "--out", out)
+    assert r.code == 2
+    assert f"{out}: another evaluation is writing here" in r.err
+
+
+def test_a_full_disk_is_said(tmp_path: Path, data: Path, tiny_folder: Path) -> None:
+    command = f"ulimit -f 1; exec {sys.executable} -m thinbert evaluate {tiny_folder} {data} --out {tmp_path / 'out'}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"thinbert: {tmp_path / 'out'}: cannot be written: File too large")
+
+
+def test_data_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thinbert.tasks.squad._LARGEST", 1 << 20)
+    path = tmp_path / "bomb.json.xz"
+    path.write_bytes(lzma.compress(b" " * (1 << 21)))
+    with pytest.raises(InputError, match=r"bomb\.json\.xz: holds more than 1 MiB; split it"):
+        read_squad(path)
 
 
 def test_repeated_ids(cli: Cli, tmp_path: Path, tiny_folder: Path) -> None:

@@ -133,6 +133,27 @@ def test_errors_of_positional_inputs(qa: QuestionAnsweringPipeline) -> None:
             qa(wrong)
 
 
+def test_arguments_of_transformers(tiny_folder: Path, default_model: Model) -> None:
+    import torch
+
+    made = thinbert.pipeline(
+        "question-answering",
+        model=tiny_folder,
+        tokenizer=tiny_folder,
+        framework="pt",
+        device=torch.device("cpu"),
+        device_map="auto",
+        dtype=torch.float32,
+        torch_dtype="auto",
+        num_workers=2,
+    )
+    assert made.model.config.layers == 2
+    three = thinbert.pipeline("question-answering", default_model, top_k=3)
+    call = {"question": "Who is the tower named after?", "context": TOWER}
+    assert len(three(**call)) == 3
+    assert three(**call, top_k=1, num_workers=0)["answer"] == "Gustave Eiffel"
+
+
 def test_making_one(tiny_folder: Path, tmp_path: Path) -> None:
     import tiny
 
@@ -141,6 +162,12 @@ def test_making_one(tiny_folder: Path, tmp_path: Path) -> None:
         thinbert.pipeline("summarization")
     with pytest.raises(InputError, match="device 'cuda'; thinbert runs on the CPU"):
         thinbert.pipeline("question-answering", tiny_folder, device="cuda")
+    with pytest.raises(InputError, match="dtype 'float16'; thinbert computes answers in float32"):
+        thinbert.pipeline("question-answering", tiny_folder, dtype="float16")
+    with pytest.raises(InputError, match="tokenizer 'other' is not the model's"):
+        thinbert.pipeline("question-answering", tiny_folder, tokenizer="other")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'topk'"):
+        thinbert.pipeline("question-answering", tiny_folder, topk=3)
     config = tiny.bert_config(id2label={"0": "no", "1": "yes"})
     folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config, head="classify"))
     with pytest.raises(ModelError, match="cannot answer questions: it holds a classification head"):

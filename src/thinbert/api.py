@@ -11,8 +11,8 @@ from thinbert.errors import InputError, ModelError
 from thinbert.model import reference
 from thinbert.model.checkpoint import DEFAULT_MODEL, Checkpoint, read_checkpoint
 from thinbert.model.config import EncoderConfig
-from thinbert.model.tokenizer import Ints, Tokenizer, Tokens, read_tokenizer
-from thinbert.model.weights import Array, Linear
+from thinbert.model.tokenizer import Tokenizer, Tokens, read_tokenizer
+from thinbert.model.weights import Array, Ints, Linear
 from thinbert.tasks import qa
 from thinbert.tasks.qa import Answer, Collector, Reading, Window
 
@@ -21,6 +21,9 @@ __all__ = ["Answer", "Model", "Reading", "load"]
 # Tokens computed together. Larger batches gain nothing once the products are compute-bound, and cost memory:
 # the FFN holds 4 D floats per token.
 _TOKENS_IN_FLIGHT = 2048
+
+_ANNOUNCEMENT = 16  # tokens that a question's first job counts as, so that a stream of empty texts moves on
+_NO_LOGITS: Array = np.zeros((0, 2), np.float32)
 
 
 def load(
@@ -42,7 +45,7 @@ class Job:
     question: int
     context: int
     tokens: Tokens  # of the context
-    window: Window
+    window: Window | None  # None announces a question, so that one without any window is answered in its turn too
 
 
 class Model:
@@ -70,8 +73,9 @@ class Model:
             ModelError: the model has no question-answering head.
         """
         head = self.require_span_head()
-        hidden = reference.encode(self._weights, self.config, token_ids, token_types, lengths)
-        return reference.span_logits(head, hidden)
+        with np.errstate(all="ignore"):  # what is not finite is reported where it is used
+            hidden = reference.encode(self._weights, self.config, token_ids, token_types, lengths)
+            return reference.span_logits(head, hidden)
 
     def classify(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         """Class logits [B, classes] of ragged sequences, arguments as in `forward`."""
@@ -127,7 +131,8 @@ class Model:
     ) -> Iterator[Reading]:
         """`read` for a stream of questions, in order: windows of neighbouring questions are computed together.
 
-        Nothing is held but the windows in flight, so the stream may be endless. Arguments as in `read`.
+        Nothing is held but the questions whose windows are in flight, so the stream may be endless. Arguments as in
+        `read`.
         """
         if n_best < 1 or max_answer_tokens < 1:
             raise InputError(f"n_best is {n_best} and max_answer_tokens {max_answer_tokens}; both must be at least 1")
@@ -135,15 +140,21 @@ class Model:
         if threshold is None:
             threshold = self.config.no_answer_threshold
         limit = 1.0 if threshold is None else threshold
+        if not 0 <= limit <= 1:
+            raise InputError(f"threshold is {threshold}; expected a probability from 0 to 1")
         waiting: list[tuple[Collector, list[str]]] = []  # questions given out and not yet closed, in order
         first = 0  # number of the question waiting[0]
 
         def jobs() -> Iterator[Job]:
             tokenise = _Recent(self.tokenizer)
             for number, (question, contexts) in enumerate(pairs):
-                waiting.append((Collector(n_best, max_answer_tokens, limit), list(contexts)))
+                if isinstance(contexts, str):
+                    raise InputError("contexts is one string; give a list of texts, or use Model.answer")
+                texts = list(contexts)
+                waiting.append((Collector(n_best, max_answer_tokens, limit), texts))
                 question_tokens = self.tokenizer(question).cut(qa.MAX_QUESTION_TOKENS)
-                for i, context in enumerate(contexts):
+                yield Job(number, 0, question_tokens, None)
+                for i, context in enumerate(texts):
                     tokens = tokenise(context)
                     for window in self.windows(question_tokens, tokens, max_length=max_length, stride=stride):
                         yield Job(number, i, tokens, window)
@@ -153,7 +164,8 @@ class Model:
                 yield waiting[0][0].close(waiting[0][1])
                 del waiting[0]
                 first += 1
-            waiting[0][0].add(logits, job.window, job.tokens, job.context)
+            if job.window is not None:
+                waiting[0][0].add(logits, job.window, job.tokens, job.context)
         for collector, contexts in waiting:
             yield collector.close(contexts)
 
@@ -181,7 +193,7 @@ class Model:
         batch: list[Job] = []
         tokens = 0
         for job in jobs:
-            length = len(job.window.ids)
+            length = len(job.window.ids) if job.window else _ANNOUNCEMENT
             if batch and tokens + length > _TOKENS_IN_FLIGHT:
                 yield from self._run_batch(batch)
                 batch, tokens = [], 0
@@ -191,13 +203,18 @@ class Model:
             yield from self._run_batch(batch)
 
     def _run_batch(self, batch: list[Job]) -> Iterator[tuple[Job, Array]]:
-        lengths = [len(job.window.ids) for job in batch]
-        logits = self.forward(
-            np.concatenate([job.window.ids for job in batch]),
-            np.concatenate([job.window.types for job in batch]),
-            lengths,
-        )
-        return zip(batch, np.split(logits, np.cumsum(lengths)[:-1]), strict=True)
+        windows = [job.window for job in batch if job.window]
+        logits: Iterator[Array] = iter(())
+        if windows:
+            lengths = [len(w.ids) for w in windows]
+            flat = self.forward(
+                np.concatenate([w.ids for w in windows]), np.concatenate([w.types for w in windows]), lengths
+            )
+            if not np.isfinite(flat).all():
+                raise ModelError(f"model {self.name} computes NaN or infinity; its weights are damaged or out of range")
+            logits = iter(np.split(flat, np.cumsum(lengths)[:-1]))
+        for job in batch:
+            yield job, next(logits) if job.window else _NO_LOGITS
 
     def require_span_head(self) -> Linear:
         """The question-answering head. Raises ModelError, saying what the model is instead, where there is none."""

@@ -3,7 +3,9 @@
 Exit codes: 0 done, 1 no answer found, 2 wrong usage or unusable input, 130 interrupted.
 """
 
+import io
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -35,15 +37,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 def main() -> NoReturn:
     """Entry point of the `thinbert` command."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when the reader of a pipe, such as head, has gone
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character still gets the rest
     try:
         code = app(standalone_mode=False)  # what typer.Exit carried, if a command raised it
     except Error as e:
         _fail(str(e))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        sys.stderr.close()
-        sys.exit(0)
+    except (OSError, MemoryError) as e:
+        _fail(f"{type(e).__name__}: {e}")
     except Exception as e:
         usage = getattr(e, "show", None)  # click's own usage errors print themselves
         if usage is None:
@@ -54,7 +60,7 @@ def main() -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"thinbert: {message}", file=sys.stderr)
+    print(f"thinbert: {_one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -149,16 +155,10 @@ def _evaluate(
     max_length, stride = loaded.window_size(max_length, stride)
     if threshold is None:
         threshold = loaded.config.no_answer_threshold
-    settings = Settings(
-        max_answer_tokens=max_answer_tokens,
-        max_length=max_length,
-        stride=stride,
-        n_best=N_BEST,
-        threshold=0.5 if threshold is None else threshold,
-        limit=limit,
-    )
+    settings = Settings(max_answer_tokens=max_answer_tokens, max_length=max_length, stride=stride, n_best=N_BEST)
+    threshold = 0.5 if threshold is None else threshold
     with _progress("questions") as progress:
-        scores = evaluate(loaded, dataset, out, settings, progress=progress)
+        scores = evaluate(loaded, dataset, out, settings, threshold=threshold, limit=limit, progress=progress)
     if as_json:
         _print_json({"model": model, "data": str(data), "out": str(out), **scores})
     else:
@@ -271,11 +271,11 @@ def _print_citation(c: "Citation") -> None:
 
     console = _console()
     console.print(Text.assemble((_one_line(c.text), "bold green"), (f"  score {c.score:.2f}", "dim")), soft_wrap=True)
-    place = f"  {c.document.name}:{c.line}, characters {c.start}–{c.end}"
+    place = f"  {_one_line(c.document.name)}:{c.line}, characters {c.start}–{c.end}"
     console.print(Text(place, style="cyan"), soft_wrap=True)
     first, last = c.start - c.sentence_start, c.end - c.sentence_start
     before, answer, after = map(_one_line, (c.sentence[:first], c.sentence[first:last], c.sentence[last:]))
-    if console.is_terminal and not console.no_color:
+    if console.color_system is not None and not console.no_color:
         sentence = Text.assemble(before, (answer, "bold green"), after)
         console.print(Padding(sentence, (0, 0, 0, 2), expand=False))
     else:  # no colour to show the answer with: mark it; and one line, for programs that read it
@@ -310,8 +310,10 @@ def _print_sparsity(s: "Sparsity") -> None:
 
     console = _console()
     summary = Table(box=None, show_header=False)
+    summary.add_column(no_wrap=True)
+    summary.add_column(overflow="fold")
     for name, value in (
-        ("model", s.model),
+        ("model", _one_line(s.model)),
         ("family", f"{s.family}, {s.layers} layers, width {s.width}, {' and '.join(s.heads) or 'no task'} head"),
         ("pattern", s.pattern),
         ("linear weights", f"{s.linear_density:.1%} kept"),
@@ -322,12 +324,12 @@ def _print_sparsity(s: "Sparsity") -> None:
         ("heads", f"{s.heads_total - s.heads_removed} of {s.heads_total} alive ({s.heads_removed} removed)"),
         ("FFN neurons", f"{s.neurons_total - s.neurons_removed} of {s.neurons_total} alive"),
         ("file", f"{s.file_bytes / 1e6:.1f} MB"),
-        ("ignored tensors", ", ".join(s.ignored) or "none"),
+        ("ignored tensors", _one_line(", ".join(s.ignored)) or "none"),
     ):
         summary.add_row(name, value)
     console.print(summary)
     console.print()
-    table = Table("layer", "heads", "neurons", "query", "key", "value", "attention out", "FFN in", "FFN out", box=None)
+    table = Table("layer", "heads", "neurons", "query", "key", "value", "output", "FFN in", "FFN out", box=None)
     for layer in range(s.layers):
         cells = [_cell(t.density, t.pattern) for t in s.tensors if t.layer == layer]
         table.add_row(str(layer), str(s.heads_alive[layer]), str(s.neurons_alive[layer]), *cells)
@@ -335,13 +337,13 @@ def _print_sparsity(s: "Sparsity") -> None:
 
 
 def _cell(density: float, pattern: str) -> str:
-    return f"{density:.1%} {pattern}" if pattern != "dense" or density < 1 else "dense"
+    return f"{density:.1%}" if pattern == "dense" else f"{density:.1%} {pattern}"
 
 
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False, emoji=False)  # what is printed comes from files
 
 
 @contextmanager

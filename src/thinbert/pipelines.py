@@ -5,8 +5,8 @@ Same arguments, defaults, results and errors as transformers 5.2.0 with a fast t
 logits of each window are normalised over its context tokens and [CLS], a span scores p(start) * p(end), spans are
 stretched to whole words, and the scores of spans with the same text, in whatever window, are added.
 
-One thing is left out on purpose: where a text has fewer spans than `top_k`, transformers filled up with spans of [CLS]
-that score 0.0.
+Two oddities are left out on purpose: where a text has fewer spans than `top_k`, transformers filled up with spans of
+[CLS] that score 0.0; and a literal "[CLS]" in a question could be answered with.
 """
 
 import os
@@ -26,35 +26,55 @@ from thinbert.tasks import qa
 
 Result = dict[str, Any]  # {"score": float, "start": int, "end": int, "answer": str}
 
-_CPU = (None, -1, "cpu")
+# Arguments of transformers that change no result: windows are always batched, never padded, in this process.
+_WITHOUT_EFFECT = ("padding", "batch_size", "num_workers", "use_fast", "trust_remote_code")
 
 
 def pipeline(
     task: str = "question-answering",
     model: str | os.PathLike[str] | Model | None = None,
     *,
+    tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     token: str | None = None,
-    device: int | str | None = None,
+    device: object = None,
+    device_map: object = None,
+    dtype: object = None,
+    torch_dtype: object = None,
+    framework: str | None = None,
+    **defaults: Any,
 ) -> "QuestionAnsweringPipeline":
     """A callable that answers questions; see QuestionAnsweringPipeline.
 
     Args:
         task: "question-answering".
         model: folder, hub id or loaded Model; the bundled one when left out.
+        tokenizer: as for transformers; the model's own, so it may only repeat `model`.
         revision, token: of a hub id.
-        device: accepted for compatibility; anything but the CPU is an error.
+        device, device_map, dtype, torch_dtype, framework: as for transformers. Anything that asks for another place
+            or arithmetic than float32 on the CPU is an error; "auto", and the framework, mean nothing here.
+        defaults: options of the call (`top_k`, `doc_stride`, …), used where a call does not give them.
     Raises:
-        InputError: another task or device.
+        InputError: another task, tokenizer, device or dtype.
         ModelError: the model cannot be read, or has no question-answering head.
+        TypeError: an option that does not exist.
     """
     if task != "question-answering":
         raise InputError(f"task {task!r}; thinbert has the pipeline question-answering")
-    if device not in _CPU:
-        raise InputError(f"device {device!r}; thinbert runs on the CPU (leave device out, or give -1)")
+    for where in (device, device_map):
+        if str(where).partition(":")[0] not in ("None", "-1", "cpu", "auto"):
+            raise InputError(f"device {where!r}; thinbert runs on the CPU (leave device out, or give -1)")
+    for number in (dtype, torch_dtype):
+        if str(number).removeprefix("torch.") not in ("None", "auto", "float32"):
+            raise InputError(f"dtype {number!r}; thinbert computes answers in float32 (leave dtype out)")
+    if tokenizer is not None and tokenizer != model:
+        raise InputError(f"tokenizer {tokenizer!r} is not the model's; thinbert uses the one in the model's folder")
+    unknown = set(defaults) - {*_Options.__dataclass_fields__, *_WITHOUT_EFFECT}
+    if unknown:
+        raise TypeError(f"pipeline() got an unexpected keyword argument {sorted(unknown)[0]!r}")
     if not isinstance(model, Model):
         model = load(DEFAULT_MODEL if model is None else model, revision=revision, token=token)
-    return QuestionAnsweringPipeline(model)
+    return QuestionAnsweringPipeline(model, **{k: v for k, v in defaults.items() if k not in _WITHOUT_EFFECT})
 
 
 @dataclass(frozen=True)
@@ -73,9 +93,10 @@ class QuestionAnsweringPipeline:
 
     task = "question-answering"
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, **defaults: Any) -> None:
         model.require_span_head()
         self.model = model
+        self._defaults = defaults
 
     def __call__(
         self,
@@ -91,6 +112,7 @@ class QuestionAnsweringPipeline:
         align_to_words: bool | None = None,
         padding: str | bool | None = None,
         batch_size: int | None = None,
+        num_workers: int | None = None,
     ) -> Any:
         """One result for one question, a list for several; with top_k > 1 each result is itself a list, best first.
 
@@ -106,8 +128,8 @@ class QuestionAnsweringPipeline:
                 its fast tokenizers never cut).
             handle_impossible_answer: also offer the empty answer.
             align_to_words: stretch answers to whole words.
-            padding, batch_size: accepted for compatibility; windows are never padded and always batched, and results
-                depend on neither.
+            padding, batch_size, num_workers: accepted for compatibility; windows are never padded and always batched,
+                and results depend on none of these.
         Raises:
             KeyError: a dict lacks question or context.
             ValueError: one of them is None or empty, or an option is out of range.
@@ -121,11 +143,11 @@ class QuestionAnsweringPipeline:
             "handle_impossible_answer": handle_impossible_answer,
             "align_to_words": align_to_words,
         }
-        options = _Options(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        options = _Options(**(self._defaults | {k: v for k, v in given.items() if v is not None}))
         if options.top_k < 1:
-            raise ValueError(f"top_k parameter should be >= 1 (got {top_k})")
+            raise ValueError(f"top_k parameter should be >= 1 (got {options.top_k})")
         if options.max_answer_len < 1:
-            raise ValueError(f"max_answer_len parameter should be >= 1 (got {max_answer_len})")
+            raise ValueError(f"max_answer_len parameter should be >= 1 (got {options.max_answer_len})")
         examples = _arguments(inputs, question, context)
         if isinstance(examples, GeneratorType):
             return self._results((_example(e) for e in examples), options)
@@ -145,6 +167,7 @@ class QuestionAnsweringPipeline:
                 question, context = tokenise(example["question"]), tokenise(example["context"])
                 if options.max_question_len is not None:
                     question = question.cut(options.max_question_len)
+                yield Job(number, 0, context, None)
                 for window in self.model.windows(question, context, max_length=max_length, stride=stride):
                     yield Job(number, 0, context, window)
 
@@ -152,7 +175,8 @@ class QuestionAnsweringPipeline:
             while first < job.question:
                 yield waiting.pop(0).result()
                 first += 1
-            waiting[0].add(job, logits)
+            if job.window is not None:
+                waiting[0].add(job.window, job.tokens, logits)
         for merger in waiting:
             yield merger.result()
 
@@ -174,8 +198,7 @@ class _Merger:
         self._by_text: dict[str, Result] = {}
         self._null = 1_000_000.0  # smallest p(start = CLS) * p(end = CLS) of any window; as large where there is none
 
-    def add(self, job: Job, logits: Array) -> None:
-        window, tokens = job.window, job.tokens
+    def add(self, window: qa.Window, tokens: Tokens, logits: Array) -> None:
         last = window.first + window.count
         # [CLS] takes part in the normalisation, and is then struck out
         readable = np.concatenate([logits[:1], logits[window.first : last]]).astype(np.float64)

@@ -51,14 +51,16 @@ def read_document(name: str) -> Document:
     """
     shown = "standard input" if name == STDIN else name
     try:
-        content = sys.stdin.buffer.read() if name == STDIN else Path(name).expanduser().read_bytes()
+        content = _read_stdin() if name == STDIN else Path(name).read_bytes()
     except FileNotFoundError:
         raise InputError(f"{shown}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{shown}: is a directory; name the files in it") from None
     except OSError as e:
         raise InputError(f"{shown}: cannot be read: {e.strerror}") from e
-    if b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{shown}: is UTF-16; convert it first, for example with iconv -f utf-16 -t utf-8")
+    if b"\0" in content:
         raise InputError(f"{shown}: is a binary file; expected text or Markdown")
     try:
         text = content.decode("utf-8-sig")
@@ -70,8 +72,16 @@ def read_document(name: str) -> Document:
     return checked(Document(shown, text))
 
 
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise InputError("standard input: is closed")
+    return sys.stdin.buffer.read()
+
+
 def checked(document: Document) -> Document:
     """The document, if it has anything to read in it."""
+    if any("\ud800" <= c <= "\udfff" for c in document.text):
+        raise InputError(f"{document.name}: is not UTF-8; convert it first")
     if not document.text.strip():
         raise InputError(f"{document.name}: is empty; there is no text to look for an answer in")
     return document

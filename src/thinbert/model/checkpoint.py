@@ -6,10 +6,11 @@ Layout and rounding rules: docs/format.md.
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ _WEIGHT_FILES = (
 )
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
+_MOST_DIMENSIONS = 8
 _LISTED = 12  # tensors named in one error message before "and N more"
 
 
@@ -56,11 +58,16 @@ class Checkpoint:
     has_classify: bool
 
     def array(self, name: str) -> Array:
-        """One tensor as float32."""
+        """One tensor as float32. Raises ModelError where it is not finite."""
         stored = self.tensors[name]
         if stored.dtype == np.int8:
-            return dequantize_rows(stored, self.tensors[name + SCALE_SUFFIX])
-        return np.require(stored, np.float32, ("C", "ALIGNED"))
+            weight = dequantize_rows(stored, self.tensors[name + SCALE_SUFFIX])
+        else:
+            with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinity, caught below
+                weight = np.require(stored, np.float32, ("C", "ALIGNED"))
+        if not np.isfinite(weight).all():
+            raise ModelError(f"{self.folder}: tensor {name} holds NaN or infinity; the file is damaged")
+        return weight
 
     def weights(self) -> Weights:
         """Everything the encoder and its heads compute with, as float32.
@@ -68,9 +75,6 @@ class Checkpoint:
         Raises:
             ModelError: a weight is NaN or infinite.
         """
-        for name, tensor in self.tensors.items():
-            if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-                raise ModelError(f"{self.folder}: tensor {name} holds NaN or infinity; the file is damaged")
         family = FAMILIES[self.config.family]
         p = family.prefix
 
@@ -102,11 +106,12 @@ class Checkpoint:
         )
 
     def sha256(self) -> str:
-        """A digest of config and weights: the identity of the model in records and caches."""
+        """A digest of config, weights and tokenizer: the identity of the model in records and caches."""
         digest = hashlib.sha256()
-        for file in (self.folder / "config.json", *self.files):
+        tokenizer = (self.folder / name for name in _TOKENIZER_FILES)
+        for file in (self.folder / "config.json", *self.files, *(f for f in tokenizer if f.is_file())):
             with file.open("rb") as f:
-                digest.update(hashlib.file_digest(f, "sha256").digest())
+                digest.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
         return digest.hexdigest()
 
 
@@ -123,22 +128,24 @@ def find_model(model: str | os.PathLike[str], *, revision: str | None = None, to
     name = os.fspath(model)
     if name == DEFAULT_MODEL:
         return _BUNDLED
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ModelError(f"{name} is a file; a model is a folder with config.json, weights and a tokenizer")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise ModelError(f"model {name}: no such folder")
+    path = Path(name)
+    try:
+        if name and path.is_dir():
+            return path
+        if name and path.exists():
+            raise ModelError(f"{name} is a file; a model is a folder with config.json, weights and a tokenizer")
+    except OSError as e:  # too long a name, no right to look
+        raise ModelError(f"model {name[:100]}: {e.strerror}") from e
+    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or name.startswith("."):
+        raise ModelError(f"model {name!r}: no such folder")
     return _download(name, revision, token)
 
 
 def _download(repo: str, revision: str | None, token: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -152,7 +159,7 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
         try:
             return fetch(filename)
         except LocalEntryNotFoundError:  # offline and not cached: is an EntryNotFoundError, but says less
-            if os.environ.get("HF_HUB_OFFLINE"):
+            if constants.HF_HUB_OFFLINE:
                 return None
             raise
         except EntryNotFoundError:
@@ -173,13 +180,22 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
     except RevisionNotFoundError as e:
         raise ModelError(f"model {repo} has no revision {revision!r}") from e
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as e:
-        why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub did not give it ({_cause(e)})"
         raise ModelError(f"model {repo}: no such folder, not in the local cache, and {why}") from e
     except EntryNotFoundError as e:
-        raise ModelError(f"model {repo} lacks a file it needs: {str(e).splitlines()[0]}") from e
-    except (HfHubHTTPError, OSError, ValueError) as e:
-        raise ModelError(f"model {repo}: download failed: {str(e).splitlines()[0]}") from e
+        raise ModelError(f"model {repo} lacks a file it needs: {_cause(e)}") from e
+    except ModelError:
+        raise
+    except Exception as e:  # a broken connection raises types of whatever HTTP library the hub client uses
+        raise ModelError(f"model {repo}: download failed: {_cause(e)}") from e
     return config.parent
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what is at the bottom of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -220,7 +236,8 @@ def read_checkpoint(
             tensors[name] = tensor
 
     has_span = f"{family.span}.weight" in tensors
-    has_classify = f"{family.classify_out}.weight" in tensors
+    # a classifier that reads every token (tagging) has no layer before it, and is not ours
+    has_classify = {f"{family.classify_out}.weight", f"{family.classify_hidden}.weight"} <= set(tensors)
     expected = dict(expected_shapes(config, family, has_span=has_span, has_classify=has_classify))
     ignored = _check_tensors(tensors, expected, family, folder)
     return Checkpoint(
@@ -291,13 +308,13 @@ def _check_tensors(
             faults.append(f"missing {name} {_shape(shape)}")
         elif tensor.ndim != len(shape) or any(s not in (None, n) for s, n in zip(shape, tensor.shape, strict=True)):
             faults.append(f"misshapen {name}: found {_shape(tensor.shape)}, expected {_shape(shape)}")
-        elif tensor.dtype == np.int8:
+        elif tensor.dtype == np.int8 and tensor.ndim == 2:
             scale = tensors.get(name + SCALE_SUFFIX)
             if scale is None or scale.shape != tensor.shape[:1] or scale.dtype != np.float32:
                 found = "none" if scale is None else f"{_shape(scale.shape)} of {scale.dtype}"
                 faults.append(f"int8 {name}: found scales {found}, expected {_shape(tensor.shape[:1])} of float32")
         elif tensor.dtype.kind != "f":
-            faults.append(f"{name} is of type {tensor.dtype}; expected floating point or int8")
+            faults.append(f"{name} is of type {tensor.dtype}; expected floating point, or int8 for a matrix")
     scales = {n + SCALE_SUFFIX for n in expected if n in tensors and tensors[n].dtype == np.int8}
     strangers = [n for n in tensors if n not in expected and n not in scales]
     ignored = tuple(n for n in strangers if any(pattern.fullmatch(n) for pattern in family.ignorable))
@@ -347,24 +364,32 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
             pass
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError as e:
-        raise ModelError(f"{path}: no such file") from e
+    except (FileNotFoundError, PermissionError) as e:
+        reason = "no such file" if not path.exists() else "no permission to read it"
+        raise ModelError(f"{path}: {reason}") from e
     except (SafetensorError, OSError, ValueError) as e:
         raise ModelError(f"{path}: not a whole safetensors file ({e}); download it again") from e
     start = 8 + int.from_bytes(data[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(data[8:start]).items():
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, entry in json.loads(data[8:start], object_pairs_hook=list):
         if name == "__metadata__":
             continue
+        if name in tensors:
+            raise ModelError(f"{path}: tensor {name} is stored twice")
+        fields = dict(entry)
+        shape = fields["shape"]
         try:
-            dtype = to_numpy(entry["dtype"])
+            dtype = to_numpy(fields["dtype"])
         except KeyError:
             raise ModelError(
-                f"{path}: tensor {name} is of type {entry['dtype']}, which thinbert does not read"
+                f"{path}: tensor {name} is of type {fields['dtype']}, which thinbert does not read"
             ) from None
-        count = int(np.prod(entry["shape"], dtype=np.int64))
-        tensor = np.frombuffer(data, dtype, count, start + entry["data_offsets"][0]).reshape(entry["shape"])
-        tensors[name] = widen_bfloat16(tensor) if entry["dtype"] == "BF16" else tensor
+        if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) > len(data):
+            raise ModelError(
+                f"{path}: tensor {name} has the shape {shape}; expected one or two dimensions of that file"
+            )
+        tensor = np.frombuffer(data, dtype, math.prod(shape), start + fields["data_offsets"][0]).reshape(shape)
+        tensors[name] = widen_bfloat16(tensor) if fields["dtype"] == "BF16" else tensor
     return tensors
 
 
@@ -377,16 +402,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replaces `path` by `data` in one step; a crash leaves the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files private; a model is an ordinary file
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -1,14 +1,18 @@
 """EncoderConfig: what a BERT-family encoder is, as plain frozen data, checked once when it is read."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from thinbert.errors import ModelError
+from thinbert.model.families import FAMILIES
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 NORMS = ("layer_norm", "no_norm")
+
+_NORM_EPS = 1e-12  # where the config says nothing, and always in DistilBERT
 
 # Sizes beyond any published encoder: a config from outside may not ask for more.
 _MAX = {"layers": 256, "heads": 1024, "size": 1 << 20, "vocabulary": 1 << 24}
@@ -51,8 +55,6 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
     Raises:
         ModelError: a field is missing, of the wrong type, or asks for something no thinbert runtime computes.
     """
-    from thinbert.model.families import FAMILIES
-
     model_type = raw.get("model_type")
     family = next((f for f in FAMILIES.values() if model_type in f.model_types), None)
     if family is None:
@@ -85,9 +87,9 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
     own = raw.get("thinbert", {})
     if not isinstance(own, Mapping):
         raise ModelError(f"{where}: the thinbert block is {type(own).__name__}; expected an object")
-    eps = raw.get("layer_norm_eps", 1e-12)
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise ModelError(f"{where}: layer_norm_eps is {eps!r}; expected a number from 0 to 1")
+    eps = raw.get("layer_norm_eps", _NORM_EPS) if family.norm_eps_key else _NORM_EPS
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
+        raise ModelError(f"{where}: layer_norm_eps is {eps!r}; expected a number between 0 and 1")
     return EncoderConfig(
         family=family.name,
         vocabulary=integer("vocab_size", _MAX["vocabulary"]),
@@ -113,7 +115,7 @@ def _remaining_heads(pruned: object, layers: int, heads: int, where: str) -> tup
     if not isinstance(pruned, Mapping):
         raise ModelError(f"{where}: pruned_heads is {type(pruned).__name__}; expected layer -> list of heads")
     for key, gone in pruned.items():
-        layer = int(key) if str(key).isdecimal() else -1
+        layer = int(key) if re.fullmatch("[0-9]{1,4}", str(key)) else -1
         if not 0 <= layer < layers:
             raise ModelError(f"{where}: pruned_heads names layer {key!r}; the model has layers 0 to {layers - 1}")
         if not isinstance(gone, list) or not all(type(h) is int and 0 <= h < heads for h in gone):

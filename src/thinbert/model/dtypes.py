@@ -9,7 +9,7 @@ _NUMPY = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
-    "BF16": "<u2",  # numpy has no bfloat16: its bits, widened by to_float32
+    "BF16": "<u2",  # numpy has no bfloat16: its bits, see widen_bfloat16
     "I64": "<i8",
     "I32": "<i4",
     "I16": "<i2",

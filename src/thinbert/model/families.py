@@ -13,6 +13,7 @@ class Family:
     model_types: tuple[str, ...]  # `model_type` values in config.json
     prefix: str  # of encoder tensors in a model with a head; absent in a bare encoder
     token_types: bool
+    norm_eps_key: bool  # whether config.json sets the layer norms' eps; transformers fixes DistilBERT's
     config_keys: Mapping[str, str]  # BERT's config field -> this family's, where they differ
     embeddings: Mapping[str, str]  # field of Embeddings -> tensor (norm: stem of .weight and .bias)
     layer: Mapping[str, str]  # field of Layer -> stem of .weight and .bias
@@ -20,7 +21,7 @@ class Family:
     classify_hidden: str  # stem of the first classification layer, full name
     classify_activation: str
     classify_out: str
-    # Tensors that change nothing thinbert computes: buffers, pre-training heads, projections used only to distil.
+    # Tensors under the prefix that change nothing thinbert computes. Those outside it are other tasks' heads anyway.
     ignorable: tuple[re.Pattern[str], ...] = field(default=())
 
 
@@ -29,6 +30,7 @@ BERT = Family(
     model_types=("bert",),
     prefix="bert.",
     token_types=True,
+    norm_eps_key=True,
     config_keys={},
     embeddings={
         "token": "embeddings.word_embeddings.weight",
@@ -51,10 +53,8 @@ BERT = Family(
     classify_activation="tanh",
     classify_out="classifier",
     ignorable=(
-        re.compile(r"(bert\.)?embeddings\.(position_ids|token_type_ids)"),
-        re.compile(r"(bert\.)?pooler\.dense\.(weight|bias)"),  # unless a classifier reads it
-        re.compile(r"cls\.(predictions|seq_relationship)\..*"),
-        re.compile(r"fit_dense(s\.\d+)?\.(weight|bias)"),  # TinyBERT's hidden-state projection
+        re.compile(r"bert\.embeddings\.(position_ids|token_type_ids)"),
+        re.compile(r"bert\.pooler\.dense\.(weight|bias)"),  # unless a classifier reads it
     ),
 )
 
@@ -63,6 +63,7 @@ DISTILBERT = Family(
     model_types=("distilbert",),
     prefix="distilbert.",
     token_types=False,
+    norm_eps_key=False,
     config_keys={
         "num_hidden_layers": "n_layers",
         "hidden_size": "dim",
@@ -89,10 +90,7 @@ DISTILBERT = Family(
     classify_hidden="pre_classifier",
     classify_activation="relu",
     classify_out="classifier",
-    ignorable=(
-        re.compile(r"(distilbert\.)?embeddings\.position_ids"),
-        re.compile(r"vocab_(transform|layer_norm|projector)\.(weight|bias)"),
-    ),
+    ignorable=(re.compile(r"distilbert\.embeddings\.position_ids"),),
 )
 
 FAMILIES: Mapping[str, Family] = {f.name: f for f in (BERT, DISTILBERT)}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from thinbert.model.weights import Array
 
 SCALE_SUFFIX = "_scale"  # X.weight int8 [R, C] travels with X.weight_scale float32 [R]
 LEVELS = 127  # symmetric: -127 … 127, so that negation is exact

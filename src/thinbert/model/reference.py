@@ -10,12 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from thinbert.model.config import EncoderConfig
-from thinbert.model.weights import Array, ClassifyHead, Embeddings, Layer, Linear, Norm, Weights
-
-Ints = NDArray[np.int32]
+from thinbert.model.weights import Array, ClassifyHead, Embeddings, Ints, Layer, Linear, Norm, Weights
 
 # Values per block of element-wise work: 64 Ki float32 = 256 KiB, so that input and scratch share a 1 MiB L2.
 _BLOCK = 1 << 16

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from thinbert.model.checkpoint import Checkpoint
 from thinbert.model.families import FAMILIES
+from thinbert.model.quantize import SCALE_SUFFIX
 
 Mask = NDArray[np.bool_]  # True where a weight is kept
 
@@ -153,8 +154,6 @@ def measure(checkpoint: Checkpoint) -> Sparsity:
 
 def _other_parameters(checkpoint: Checkpoint, linear: set[str]) -> int:
     """Parameters that are not pruned: embeddings, norms, biases, heads, and an unused pooler."""
-    from thinbert.model.quantize import SCALE_SUFFIX
-
     mine = sum(t.size for n, t in checkpoint.tensors.items() if n not in linear and not n.endswith(SCALE_SUFFIX))
     pooler = sum(t.size for n, t in checkpoint.ignored.items() if "pooler." in n)
     return mine + pooler
@@ -228,5 +227,5 @@ def _zeros(tensors: Sequence[TensorSparsity]) -> Iterator[tuple[str, int]]:
         if stored < original:
             in_attention = t.original_shape[0] == t.original_shape[1]
             yield ("heads" if in_attention else "neurons"), original - stored
-        if t.pattern not in ("dense", "empty"):
+        if t.pattern != "dense":
             yield t.pattern, stored - round(t.density * original)

@@ -1,17 +1,23 @@
 """The tokenizer of a model folder: text to WordPiece numbers, each with its place in the text."""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Encoding
 from tokenizers import Tokenizer as HFTokenizer
 
 from thinbert.errors import ModelError
 from thinbert.model.checkpoint import read_json
+from thinbert.model.weights import Ints
 
-Ints = NDArray[np.int32]
+# Characters tokenised at a time. The library's own form of a text takes about 200 bytes a character.
+_PIECE = 1 << 16
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -40,20 +46,41 @@ class Tokenizer:
         self._backend = backend
         self.cls = self._special("[CLS]", where)
         self.sep = self._special("[SEP]", where)
-        if backend.get_vocab_size() > vocabulary:
+        self._special(getattr(backend.model, "unk_token", None) or "[UNK]", where)
+        largest = max(backend.get_vocab().values())
+        if largest >= vocabulary:
             raise ModelError(
-                f"{where}: tokenizer has {backend.get_vocab_size()} tokens, the model's embeddings {vocabulary}; "
+                f"{where}: the tokenizer numbers tokens up to {largest}, the model has embeddings for {vocabulary}; "
                 "they do not belong together"
             )
 
     def __call__(self, text: str) -> Tokens:
-        return _tokens(self._backend.encode(text, add_special_tokens=False))
+        """Tokens of a text of any length. Halves of broken surrogate pairs, which are not text, count as unknown."""
+        text = _SURROGATE.sub("\ufffd", text)
+        pieces: list[Tokens] = []
+        start = word = 0
+        while start < len(text) or not pieces:
+            end = _white_space_after(text, start + _PIECE)
+            tokens = _tokens(self._backend.encode(text[start:end], add_special_tokens=False))
+            pieces.append(Tokens(tokens.ids, tokens.starts + start, tokens.ends + start, tokens.words + word))
+            word += 1 + int(tokens.words.max(initial=-1))
+            start = end
+        if len(pieces) == 1:
+            return pieces[0]
+        columns = zip(*((p.ids, p.starts, p.ends, p.words) for p in pieces), strict=True)
+        return Tokens(*(np.concatenate(column) for column in columns))
 
     def _special(self, token: str, where: Path) -> int:
         number = self._backend.token_to_id(token)
         if number is None:
             raise ModelError(f"{where}: the tokenizer has no {token}; thinbert needs a BERT WordPiece vocabulary")
         return int(number)
+
+
+def _white_space_after(text: str, position: int) -> int:
+    """Where a text may be cut without changing its tokens: the first white space from `position`, or its end."""
+    found = re.compile(r"\s").search(text, position)
+    return found.start() if found else len(text)
 
 
 def _tokens(encoding: Encoding) -> Tokens:
@@ -64,43 +91,60 @@ def _tokens(encoding: Encoding) -> Tokens:
 
 
 def read_tokenizer(folder: Path, *, vocabulary: int) -> Tokenizer:
-    """The tokenizer of a model folder: tokenizer.json, else vocab.txt with the settings of tokenizer_config.json.
+    """The tokenizer of a model folder: tokenizer.json, else vocab.txt; tokenizer_config.json overrides how either
+    treats case, accents and Chinese characters, as in transformers.
 
     Raises:
-        ModelError: neither is there or valid, or it has more tokens than the model's V = `vocabulary`.
+        ModelError: neither is there or valid, or it numbers tokens past the model's V = `vocabulary`.
     """
+    config = folder / "tokenizer_config.json"
+    settings = _normalizer_settings(read_json(config), config) if config.is_file() else {}
     whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
     if whole.is_file():
+        described = read_json(whole)
+        normalizer = described.get("normalizer")
+        if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
+            described["normalizer"] = {**normalizer, **settings}
         try:
-            backend = HFTokenizer.from_str(whole.read_text(encoding="utf-8"))
+            backend = HFTokenizer.from_str(json.dumps(described))
         # the Rust side raises a bare Exception
         except Exception as e:
             raise ModelError(f"{whole}: not a tokenizer: {e}") from e
         return Tokenizer(backend, where=whole, vocabulary=vocabulary)
     if vocab.is_file():
-        return Tokenizer(_from_vocab(vocab), where=vocab, vocabulary=vocabulary)
+        return Tokenizer(_from_vocab(vocab, settings), where=vocab, vocabulary=vocabulary)
     raise ModelError(f"{folder}: no tokenizer; expected tokenizer.json or vocab.txt")
 
 
-def _from_vocab(vocab: Path) -> HFTokenizer:
+def _normalizer_settings(config: dict[str, Any], where: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says of normalisation, in the words of the tokenizers library."""
+    names = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars",
+    }
+    for name in names:
+        value = config.get(name, False)
+        if not isinstance(value, bool) and not (name == "strip_accents" and value is None):
+            raise ModelError(f"{where}: {name} is {value!r}; expected true or false")
+    return {ours: config[name] for name, ours in names.items() if name in config}
+
+
+def _from_vocab(vocab: Path, settings: dict[str, Any]) -> HFTokenizer:
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    config = vocab.parent / "tokenizer_config.json"
-    settings = read_json(config) if config.is_file() else {}
     try:
         lines = vocab.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as e:
         raise ModelError(f"{vocab}: not UTF-8 at byte {e.start}") from e
+    except OSError as e:
+        raise ModelError(f"{vocab}: cannot be read: {e.strerror}") from e
     # the line number is the token's number, so only what follows the last newline may be dropped
     tokens = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     if "[UNK]" not in tokens:
         raise ModelError(f"{vocab}: no [UNK] among {len(tokens)} tokens; expected one WordPiece token a line")
     backend = HFTokenizer(models.WordPiece({t: i for i, t in enumerate(tokens)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-    )
+    backend.normalizer = normalizers.BertNormalizer(**settings)  # lowercase unless told otherwise
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     backend.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in tokens])

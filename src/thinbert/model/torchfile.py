@@ -62,8 +62,15 @@ def read_torch(path: Path) -> dict[str, NDArray[Any]]:
         raise ModelError(f"{path}: not a whole torch checkpoint ({type(e).__name__}: {e}); download it again") from e
 
 
+class _Sealed:
+    """Refuses the pickle instruction that would overwrite an object's fields after they were checked."""
+
+    def __setstate__(self, _: object) -> None:
+        raise _RefusedError("it changes a tensor after making it")
+
+
 @dataclass(frozen=True)
-class _Storage:
+class _Storage(_Sealed):
     """A flat buffer of `count` values somewhere in the file."""
 
     key: str
@@ -72,7 +79,7 @@ class _Storage:
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class _Tensor(_Sealed):
     """A strided view of a storage; offset and strides in elements. Checked on creation to stay inside it."""
 
     storage: _Storage
@@ -93,6 +100,15 @@ class _Tensor:
             raise _RefusedError(
                 f"a tensor of shape {list(self.size)} that reaches outside its buffer of {self.storage.count} values"
             )
+
+    @property
+    def contiguous(self) -> bool:
+        expected = 1
+        for n, stride in zip(reversed(self.size), reversed(self.stride), strict=True):
+            if n != 1 and stride != expected:
+                return False
+            expected *= n
+        return True
 
     def view(self, buffer: NDArray[Any]) -> NDArray[Any]:
         if not math.prod(self.size):
@@ -120,8 +136,12 @@ _ALLOWED: dict[tuple[str, str], object] = {
 }
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """An unpickler whose whole vocabulary is _ALLOWED."""
+class _TensorUnpickler(pickle._Unpickler):
+    """An unpickler whose whole vocabulary is _ALLOWED.
+
+    The one written in Python: the other allocates its memo by the largest index named, so that a hundred bytes can take
+    gigabytes. State dicts are short.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -141,7 +161,7 @@ class _TensorUnpickler(pickle.Unpickler):
         return _Storage(key, dtype, count)
 
 
-def _unpickle(file: BinaryIO) -> Any:
+def _unpickle(file: io.BytesIO) -> Any:
     return _TensorUnpickler(file, encoding="utf-8").load()
 
 
@@ -159,14 +179,15 @@ def _read_zip(file: BinaryIO) -> dict[str, NDArray[Any]]:
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise _RefusedError("a big-endian file; save it anew on a little-endian machine")
         tensors = _state_dict(_unpickle(io.BytesIO(archive.read(pickles[0]))))
-        storages = {t.storage.key: t.storage for t in tensors.values()}
+        storages = _storages(tensors)
         buffers = {key: _buffer(archive.read(f"{root}data/{key}"), storage) for key, storage in storages.items()}
     return _views(tensors, buffers)
 
 
-def _read_flat(file: BinaryIO) -> dict[str, NDArray[Any]]:
+def _read_flat(content: BinaryIO) -> dict[str, NDArray[Any]]:
     """The container before torch 1.6: magic, version, platform, state dict, keys, then count and bytes per key."""
-    file.seek(0)
+    content.seek(0)
+    file = io.BytesIO(content.read())  # a read of more than there is costs nothing here
     if _unpickle(file) != _FLAT_MAGIC:
         raise _RefusedError("it does not begin like a torch checkpoint")
     if _unpickle(file) != _FLAT_PROTOCOL:
@@ -175,7 +196,7 @@ def _read_flat(file: BinaryIO) -> dict[str, NDArray[Any]]:
     if not isinstance(platform, dict) or platform.get("little_endian") is not True:
         raise _RefusedError("a big-endian file; save it anew on a little-endian machine")
     tensors = _state_dict(_unpickle(file))
-    storages = {t.storage.key: t.storage for t in tensors.values()}
+    storages = _storages(tensors)
     keys = _unpickle(file)
     if not isinstance(keys, list) or set(keys) != set(storages):
         raise _RefusedError("a list of buffers that does not match its tensors")
@@ -199,6 +220,16 @@ def _state_dict(state: object) -> dict[str, _Tensor]:
     return state
 
 
+def _storages(tensors: dict[str, _Tensor]) -> dict[str, _Storage]:
+    """The buffers that tensors refer to, by key. Tensors were checked against what each said of its buffer, so all must
+    say the same."""
+    storages: dict[str, _Storage] = {}
+    for tensor in tensors.values():
+        if storages.setdefault(tensor.storage.key, tensor.storage) != tensor.storage:
+            raise _RefusedError(f"buffer {tensor.storage.key!r} described in two ways")
+    return storages
+
+
 def _buffer(data: bytes, storage: _Storage) -> NDArray[Any]:
     dtype = to_numpy(storage.dtype)
     if len(data) != storage.count * dtype.itemsize:
@@ -210,5 +241,9 @@ def _buffer(data: bytes, storage: _Storage) -> NDArray[Any]:
 
 
 def _views(tensors: dict[str, _Tensor], buffers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    # a transposed view is copied: many of one buffer would make gigabytes of a small file
+    copied = sum(math.prod(t.size) for t in tensors.values() if not t.contiguous)
+    if copied > sum(len(b) for b in buffers.values()):
+        raise _RefusedError(f"transposed tensors of {copied} values over fewer that are stored")
     views = {name: tensor.view(buffers[tensor.storage.key]) for name, tensor in tensors.items()}
     return {n: widen_bfloat16(v) if tensors[n].storage.dtype == "BF16" else v for n, v in views.items()}

@@ -10,13 +10,15 @@ The folder it writes:
     metrics.json          the scores
 """
 
+import fcntl
 import json
+import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,74 +28,79 @@ from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
 from thinbert.tasks import metrics
 from thinbert.tasks.qa import Reading
-from thinbert.tasks.squad import Dataset
+from thinbert.tasks.squad import Dataset, Question, read_json_object
 
 Progress = Callable[[int, int], None]  # (questions done, of)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What shapes the answers, and so must be the same when a run is resumed."""
+    """What shapes the answers, and so must be the same when a run is resumed. Named as in Model.read."""
 
     max_answer_tokens: int
     max_length: int
     stride: int
     n_best: int
-    threshold: float  # no-answer probability above which the prediction is ""; SQuAD 2.0 kind only
-    limit: int | None  # only the first so many questions
 
 
 def evaluate(
-    model: Model, data: Dataset, out: Path, settings: Settings, *, progress: Progress = lambda done, total: None
+    model: Model,
+    data: Dataset,
+    out: Path,
+    settings: Settings,
+    *,
+    threshold: float = 0.5,
+    limit: int | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Answers the data set into the folder `out` (see the head of this file) and returns the metrics.
+
+    Args:
+        threshold: no-answer probability above which the prediction is "", for data of the SQuAD 2.0 kind.
+        limit: only the first so many questions; more may be asked for in a later call.
 
     Scores carry the names of the SQuAD 2.0 script for both kinds of data: `exact`, `f1`, `total`, …; `best_*`
     thresholds are searched over the answers before any was withheld.
 
     Raises:
-        InputError: `out` holds a run with another model, data set or settings, or the data repeats an id.
+        InputError: `out` holds a run with another model, data set or settings, is damaged, in use or cannot be
+            written, or the data repeats an id.
     """
-    questions = data.questions[: settings.limit]
+    try:
+        return _evaluate(model, data, out, settings, threshold, limit, progress)
+    except OSError as e:
+        raise InputError(f"{out}: cannot be written: {e.strerror or e}; what was answered so far is kept") from e
+
+
+def _evaluate(
+    model: Model, data: Dataset, out: Path, settings: Settings, threshold: float, limit: int | None, progress: Progress
+) -> dict[str, Any]:
+    questions = data.questions[:limit]
     total = len(questions)
     ids = [q.id for q in questions]
     if len(set(ids)) < total:
         twice = next(i for i in ids if ids.count(i) > 1)
         raise InputError(f"question id {twice!r} occurs more than once; predictions are kept by id, so ids must differ")
 
-    what = {"model": model.sha256, "data": data.sha256, "settings": vars(settings)}
+    what = {"thinbert": __version__, "model": model.sha256, "data": data.sha256, "settings": vars(settings)}
     log = _open_run(out, what, model.name)
-    answered = _resume(log)
-    if ids[: len(answered)] != [record["id"] for record in answered]:
-        raise InputError(f"{log}: does not hold the first questions of this data set; delete {out} to start over")
-
-    started = time.perf_counter()
-    already = len(answered)
-    progress(already, total)
-    readings = model.read_many(
-        ((q.question, [q.context]) for q in questions[already:]),
-        n_best=settings.n_best,
-        max_answer_tokens=settings.max_answer_tokens,
-        max_length=settings.max_length,
-        stride=settings.stride,
-    )
-    with log.open("a", encoding="utf-8") as file:
-        for number, (question, reading) in enumerate(zip(questions[already:], readings, strict=True), already + 1):
-            record = _record(question.id, reading)
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            answered.append(record)
-            if number % 64 == 0:
-                file.flush()
-            progress(number, total)
-    seconds = time.perf_counter() - started
+    with log.open("ab") as file:
+        _lock(file, out)
+        answered = _resume(log)[:total]
+        if ids[: len(answered)] != [record["id"] for record in answered]:
+            raise InputError(f"{log}: does not hold the first questions of this data set; delete {out} to start over")
+        already = len(answered)
+        started = time.perf_counter()
+        _answer(model, questions, answered, file, settings, progress)
+        seconds = time.perf_counter() - started
 
     raw = {r["id"]: r["answers"][0]["text"] if r["answers"] else "" for r in answered}
     no_answer = {r["id"]: r["no_answer"] for r in answered}
     golds = [q.gold for q in questions]
     scores: dict[str, Any]
     if data.may_be_unanswerable:
-        predictions = {q: "" if no_answer[q] > settings.threshold else text for q, text in raw.items()}
-        scores = {**metrics.score_v2(golds, predictions, no_answer, sweep=raw), "threshold": settings.threshold}
+        predictions = {q: "" if no_answer[q] > threshold else text for q, text in raw.items()}
+        scores = {**metrics.score_v2(golds, predictions, no_answer, sweep=raw), "threshold": threshold}
     else:
         predictions = raw
         official = metrics.score_v1(golds, predictions)
@@ -106,6 +113,27 @@ def evaluate(
     _write_json(out / "nbest.json", {r["id"]: r["answers"] for r in answered})
     _write_json(out / "metrics.json", scores)
     return scores
+
+
+def _answer(
+    model: Model,
+    questions: Sequence[Question],
+    answered: list[dict[str, Any]],
+    log: IO[bytes],
+    settings: Settings,
+    progress: Progress,
+) -> None:
+    """Answers the questions that `answered` lacks, appending each to it and to the log."""
+    already, total = len(answered), len(questions)
+    progress(already, total)
+    readings = model.read_many(((q.question, [q.context]) for q in questions[already:]), **vars(settings))
+    for number, (question, reading) in enumerate(zip(questions[already:], readings, strict=True), already + 1):
+        record = _record(question.id, reading)
+        log.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+        answered.append(record)
+        if number % 64 == 0:
+            log.flush()
+        progress(number, total)
 
 
 def _record(question: str, reading: Reading) -> dict[str, Any]:
@@ -121,33 +149,44 @@ def _open_run(out: Path, what: dict[str, Any], name: str) -> Path:
     except OSError as e:
         raise InputError(f"{out}: cannot make this folder: {e.strerror}") from e
     if manifest.exists():
-        before = json.loads(manifest.read_text(encoding="utf-8"))
+        before = read_json_object(manifest)
         changed = [key for key in what if before.get(key) != what[key]]
         if changed:
             raise InputError(
-                f"{out}: holds a run with another {' and '.join(changed)}; give another --out, or delete the folder"
+                f"{out}: holds a run with other {' and '.join(changed)}; give another --out, or delete the folder"
             )
     else:
-        if any(out.iterdir()):
+        if any(not f.name.endswith(".tmp") for f in out.iterdir()):
             raise InputError(f"{out}: is not empty and holds no evaluation; give another --out")
-        versions = {"thinbert": __version__, "numpy": np.__version__, "python": platform.python_version()}
+        versions = {"numpy": np.__version__, "python": platform.python_version()}
         machine = {"cpu_features": _core.cpu_features(), "platform": platform.platform()}
         _write_json(manifest, {"name": name, **what, "versions": versions, "machine": machine})
     return out / "answers.jsonl"
 
 
+def _lock(log: IO[bytes], out: Path) -> None:
+    """Holds the log for this process until it is closed: two runs in one folder would write over each other."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{out}: another evaluation is writing here; wait for it, or give another --out") from None
+
+
 def _resume(log: Path) -> list[dict[str, Any]]:
     """Records of an interrupted run, after cutting off a torn last line."""
-    if not log.exists():
-        return []
     content = log.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
-        write_atomic(log, content[:whole])
-    try:
-        return [json.loads(line) for line in content[:whole].splitlines()]
-    except ValueError as e:
-        raise InputError(f"{log}: damaged ({e}); delete {log.parent} to start over") from e
+        os.truncate(log, whole)
+    records = []
+    for number, line in enumerate(content[:whole].splitlines(), 1):
+        try:
+            record = json.loads(line)
+            _ = record["id"], record["no_answer"] + 0.0, [a["text"] + "" for a in record["answers"]]
+        except (ValueError, KeyError, TypeError) as e:
+            raise InputError(f"{log}: damaged at line {number} ({e}); delete {log.parent} to start over") from e
+        records.append(record)
+    return records
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinbert.errors import InputError
-from thinbert.model.tokenizer import Ints, Tokens
-from thinbert.model.weights import Array
+from thinbert.model.tokenizer import Tokens
+from thinbert.model.weights import Array, Ints
 
 MAX_LENGTH = 384  # tokens of a window, and
 STRIDE = 128  # tokens two neighbouring windows share: both as in BERT's SQuAD script
@@ -88,8 +88,11 @@ def best_spans(start: Array, end: Array, *, k: int, max_tokens: int) -> Spans:
     band = start[:, None].astype(np.float64) + np.lib.stride_tricks.sliding_window_view(reach, m)
     flat = band.reshape(-1)
     k = min(k, n * m - m * (m - 1) // 2)  # valid spans: the band less the corner past the last token
-    # of equal scores the earlier start, then the shorter span: position order, kept by the stable sort
-    kept = np.sort(np.argpartition(-flat, k - 1)[:k])
+    # of equal scores the earlier start, then the shorter span: position order, kept by the stable sort, also among the
+    # equals of the k-th score, of which only the first have a place
+    kth = np.partition(flat, flat.size - k)[flat.size - k]
+    above = np.flatnonzero(flat > kth)
+    kept = np.concatenate([above, np.flatnonzero(flat == kth)[: k - len(above)]])
     order = kept[np.argsort(-flat[kept], kind="stable")]
     top = flat[order[0]]
     log_total = top + math.log(np.exp(flat - top).sum())

@@ -5,13 +5,21 @@ import hashlib
 import json
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from thinbert.errors import InputError
 from thinbert.tasks.metrics import Gold
+
+# Bytes of a data file, unpacked. SQuAD's training set has 30 MB; a few compressed kilobytes can unpack to gigabytes.
+_LARGEST = 512 << 20
+
+
+class SupportsRead(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,10 @@ def read_squad(path: Path) -> Dataset:
 
 def read_packed(path: Path) -> bytes:
     """The content of a file, unpacked by its ending. Raises InputError naming the file."""
+    openers: dict[str, Callable[..., AbstractContextManager[SupportsRead]]] = {".gz": gzip.open, ".xz": lzma.open}
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            return gzip.decompress(content)
-        return lzma.decompress(content) if path.suffix == ".xz" else content
+        with openers.get(path.suffix, open)(path, "rb") as file:
+            content: bytes = file.read(_LARGEST + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -75,6 +82,9 @@ def read_packed(path: Path) -> bytes:
         raise InputError(f"{path}: not a whole {path.suffix} file: {e}") from e
     except OSError as e:
         raise InputError(f"{path}: cannot be read: {e.strerror or e}") from e
+    if len(content) > _LARGEST:
+        raise InputError(f"{path}: holds more than {_LARGEST >> 20} MiB; split it")
+    return content
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -106,7 +116,12 @@ def _question(record: dict[str, Any], context: str, where: str) -> tuple[Questio
     number = record.get("id")
     if isinstance(number, bool) or not isinstance(number, str | int):
         raise InputError(f"{where}: id is {_kind(number)}; expected a string")
-    question = Question(str(number), _text(record, "question", where), context, _answers(record.get("answers"), where))
+    question = Question(
+        _checked(str(number), "id", where),
+        _text(record, "question", where),
+        context,
+        _answers(record.get("answers"), where),
+    )
     return question, "is_impossible" in record
 
 
@@ -120,7 +135,7 @@ def _answers(value: object, where: str) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str):
             raise InputError(f"{where}: an answer's text is {_kind(text)}; expected a string")
-    return tuple(texts)
+    return tuple(_checked(text, "an answer's text", where) for text in texts)
 
 
 def _parse(content: bytes, where: str) -> object:
@@ -149,7 +164,16 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str):
         raise InputError(f"{where}: {key} is {_kind(value)}; expected a string")
-    return value
+    return _checked(value, key, where)
+
+
+def _checked(text: str, key: str, where: str) -> str:
+    """JSON can spell half of a surrogate pair, which no file can hold as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise InputError(f"{where}: {key} has half a surrogate pair at character {e.start}; it is not text") from None
+    return text
 
 
 def _kind(value: object) -> str:
