@@ -1,14 +1,180 @@
 // The Python module thinbert._core: shapes, the GIL and errors; nothing else.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "cpu.h"
+#include "dispatch.h"
+#include "encoder.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using namespace thinbert;
+
+template <typename T, int N>
+using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+
+const InstructionSet& find_set(const std::string& name) {
+  static const std::vector<InstructionSet> sets = instruction_sets();
+  for (const InstructionSet& set : sets)
+    if (name == set.name) {
+      if (!set.kernels) throw nb::value_error("not built in");
+      if (!set.supported) throw nb::value_error("not on this CPU");
+      return set;
+    }
+  throw nb::value_error("unknown instruction set");
+}
+
+void require(bool ok, const char* message) {
+  if (!ok) throw nb::value_error(message);
+}
+
+std::vector<float> floats(const Array<float, 1>& a) { return {a.data(), a.data() + a.shape(0)}; }
+
+// An int8 matrix [N, K] as a row-wise list of its occupied 1x4 blocks, scales and bias.
+struct PyMatrix {
+  int rows, columns;
+  Array<uint32_t, 1> start;
+  Array<uint16_t, 1> index;
+  Array<int8_t, 2> values;
+  Array<float, 1> scale, bias;
+
+  PyMatrix(int rows, int columns, Array<uint32_t, 1> start, Array<uint16_t, 1> index, Array<int8_t, 2> values,
+           Array<float, 1> scale, Array<float, 1> bias)
+      : rows(rows), columns(columns), start(start), index(index), values(values), scale(scale), bias(bias) {
+    const size_t n = static_cast<size_t>(rows);
+    require(rows >= 0 && columns >= 0, "negative shape");
+    require(start.shape(0) == n + 1 && scale.shape(0) == n && bias.shape(0) == n, "start, scale or bias of another length");
+    require(values.shape(0) == index.shape(0) && values.shape(1) == 4, "values are not [blocks, 4]");
+    require(start.data()[0] == 0 && start.data()[n] == index.shape(0), "start does not span the blocks");
+    const int groups = (columns + 3) / 4;
+    for (size_t row = 0; row < n; ++row) {
+      require(start.data()[row] <= start.data()[row + 1], "start falls");
+      require(start.data()[row + 1] <= index.shape(0), "start past the blocks");
+      for (uint32_t b = start.data()[row]; b < start.data()[row + 1]; ++b) {
+        require(index.data()[b] < groups, "index past the columns");
+        require(b == start.data()[row] || index.data()[b - 1] < index.data()[b], "index does not rise");
+      }
+    }
+  }
+  BlockList list() const { return {start.data(), index.data(), values.data()}; }
+};
+
+class PyEncoder {
+ public:
+  PyEncoder(const std::string& isa, int threads, int width, int head_size, int activation, float eps,
+            std::vector<double> costs)
+      : set_(find_set(isa)), pool_(threads), costs_{costs.at(0), costs.at(1), costs.at(2)} {
+    require(head_size == 32 || head_size == 64, "head size is neither 32 nor 64");
+    require(activation >= 0 && activation <= 2, "unknown activation");
+    e_.kernels = set_.kernels;
+    e_.width = width;
+    e_.head_size = head_size;
+    e_.activation = static_cast<Activation>(activation);
+    e_.eps = eps;
+  }
+
+  void set_embeddings(nb::list tables, Array<float, 1> weight, Array<float, 1> bias) {
+    Table* targets[] = {&e_.token, &e_.position, &e_.token_type};
+    require(nb::len(tables) == 2 || nb::len(tables) == 3, "expected two or three tables");
+    for (size_t i = 0; i < nb::len(tables); ++i) {
+      const nb::tuple pair = nb::cast<nb::tuple>(tables[i]);
+      const auto values = nb::cast<Array<int8_t, 2>>(pair[0]);
+      const auto scale = nb::cast<Array<float, 1>>(pair[1]);
+      require(values.shape(1) == static_cast<size_t>(e_.width) && scale.shape(0) == values.shape(0), "table shape");
+      *targets[i] = {values.data(), scale.data(), static_cast<int>(values.shape(0))};
+    }
+    kept_ = tables;  // the tables are read in place
+    e_.embedding_norm = norm(weight, bias);
+  }
+
+  // Returns the form each matrix was given, in the order of the arguments.
+  std::vector<int> add_layer(int heads, int ffn, std::vector<PyMatrix*> m, Array<float, 1> w1, Array<float, 1> b1,
+                             Array<float, 1> w2, Array<float, 1> b2, int forced) {
+    const int D = e_.width, A = heads * e_.head_size;
+    const int shapes[6][2] = {{A, D}, {A, D}, {A, D}, {D, A}, {ffn, D}, {D, ffn}};
+    require(m.size() == 6, "a layer has six matrices");
+    Layer layer;
+    Matrix* targets[] = {&layer.query, &layer.key, &layer.value, &layer.output, &layer.ffn_in, &layer.ffn_out};
+    std::vector<int> forms;
+    for (int i = 0; i < 6; ++i) {
+      require(m[i]->rows == shapes[i][0] && m[i]->columns == shapes[i][1], "matrix shape");
+      const size_t fours = count_blocks4x4(m[i]->rows, m[i]->list());
+      const Form form = forced >= 0 ? static_cast<Form>(forced)
+                                    : plan(costs_, m[i]->rows, m[i]->columns, fours, m[i]->index.shape(0));
+      *targets[i] = make_matrix(m[i]->rows, m[i]->columns, m[i]->list(), m[i]->scale.data(), m[i]->bias.data(), form);
+      forms.push_back(static_cast<int>(form));
+    }
+    layer.attention_norm = norm(w1, b1);
+    layer.ffn_norm = norm(w2, b2);
+    layer.heads = heads;
+    layer.ffn = ffn;
+    e_.max_heads = std::max(e_.max_heads, heads);
+    e_.layers.push_back(std::move(layer));
+    return forms;
+  }
+
+  void set_span(Array<float, 2> weight, Array<float, 1> bias) {
+    require(weight.shape(0) == 2 && weight.shape(1) == static_cast<size_t>(e_.width) && bias.shape(0) == 2, "span shape");
+    e_.span_weight.assign(weight.data(), weight.data() + weight.size());
+    e_.span_bias = floats(bias);
+  }
+
+  // what: 0 span logits [T, 2], 1 first tokens [B, D], 2 hidden states [T, D].
+  nb::object forward(Array<int32_t, 1> ids, Array<int32_t, 1> types, Array<int32_t, 1> lengths, int what) {
+    require(ids.shape(0) == types.shape(0), "ids and types differ in length");
+    require(what != 0 || !e_.span_weight.empty(), "no span head");
+    int64_t total = 0;
+    for (size_t i = 0; i < lengths.shape(0); ++i) {
+      require(lengths.data()[i] > 0 && lengths.data()[i] <= e_.position.rows, "a length out of range");
+      total += lengths.data()[i];
+    }
+    require(total == static_cast<int64_t>(ids.shape(0)), "lengths do not sum to the number of tokens");
+    for (size_t i = 0; i < ids.shape(0); ++i) {
+      require(ids.data()[i] >= 0 && ids.data()[i] < e_.token.rows, "a token id out of range");
+      require(!e_.token_type.values || (types.data()[i] >= 0 && types.data()[i] < e_.token_type.rows),
+              "a token type out of range");
+    }
+    const size_t rows = what == 1 ? lengths.shape(0) : ids.shape(0);
+    const size_t columns = what == 0 ? 2 : static_cast<size_t>(e_.width);
+    std::unique_ptr<float[]> memory(new float[rows * columns + 1]);
+    Encoder::Outputs outputs;
+    (what == 0 ? outputs.span : what == 1 ? outputs.first : outputs.hidden) = memory.get();
+    {
+      nb::gil_scoped_release release;
+      std::lock_guard<std::mutex> lock(mutex_);
+      e_.forward(ids.data(), types.data(), lengths.data(), static_cast<int>(lengths.shape(0)), pool_, outputs);
+    }
+    float* data = memory.release();
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, columns}, owner));
+  }
+
+  std::string isa() const { return set_.name; }
+  int threads() const { return pool_.size(); }
+
+ private:
+  static Norm norm(const Array<float, 1>& weight, const Array<float, 1>& bias) { return {floats(weight), floats(bias)}; }
+
+  const InstructionSet& set_;
+  ThreadPool pool_;
+  const Costs costs_;
+  Encoder e_;
+  nb::object kept_;
+  std::mutex mutex_;
+};
+
+}  // namespace
 
 NB_MODULE(_core, m) {
   m.doc() = "thinbert's native core.";
@@ -16,9 +182,40 @@ NB_MODULE(_core, m) {
       "cpu_features",
       [] {
         std::vector<std::string> names;
-        for (const auto& feature : thinbert::cpu_features())
+        for (const CpuFeature& feature : cpu_features())
           if (feature.present) names.emplace_back(feature.name);
         return names;
       },
       "Instruction-set extensions usable on this machine, by their /proc/cpuinfo names.");
+  m.def(
+      "instruction_sets",
+      [] {
+        nb::list sets;
+        for (const InstructionSet& set : instruction_sets())
+          sets.append(nb::make_tuple(std::string(set.name), set.needs, set.kernels != nullptr, set.supported));
+        return sets;
+      },
+      "(name, features needed, built, supported here) of every instruction set, best first.");
+  m.def(
+      "measure_costs",
+      [](const std::string& isa) {
+        const Costs c = measure_costs(*find_set(isa).kernels);
+        return std::vector<double>{c.dense, c.block4x4, c.block1x4};
+      },
+      "isa"_a, "Nanoseconds for a block of 16 weights dense, of 16 in the 4x4 form, of 4 in the 1x4 form.");
+  nb::class_<PyMatrix>(m, "Matrix")
+      .def(nb::init<int, int, Array<uint32_t, 1>, Array<uint16_t, 1>, Array<int8_t, 2>, Array<float, 1>, Array<float, 1>>(),
+           "rows"_a, "columns"_a, "start"_a.noconvert(), "index"_a.noconvert(), "values"_a.noconvert(),
+           "scale"_a.noconvert(), "bias"_a.noconvert());
+  nb::class_<PyEncoder>(m, "Encoder")
+      .def(nb::init<const std::string&, int, int, int, int, float, std::vector<double>>(), "isa"_a, "threads"_a, "width"_a,
+           "head_size"_a, "activation"_a, "eps"_a, "costs"_a)
+      .def("set_embeddings", &PyEncoder::set_embeddings, "tables"_a, "weight"_a.noconvert(), "bias"_a.noconvert())
+      .def("add_layer", &PyEncoder::add_layer, "heads"_a, "ffn"_a, "matrices"_a, "attention_norm_weight"_a.noconvert(),
+           "attention_norm_bias"_a.noconvert(), "ffn_norm_weight"_a.noconvert(), "ffn_norm_bias"_a.noconvert(),
+           "form"_a = -1)
+      .def("set_span", &PyEncoder::set_span, "weight"_a.noconvert(), "bias"_a.noconvert())
+      .def("forward", &PyEncoder::forward, "ids"_a.noconvert(), "types"_a.noconvert(), "lengths"_a.noconvert(), "what"_a = 0)
+      .def_prop_ro("isa", &PyEncoder::isa)
+      .def_prop_ro("threads", &PyEncoder::threads);
 }

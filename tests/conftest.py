@@ -21,9 +21,15 @@ settings.load_profile("thinbert")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Models that are not packed are packed into a cache; not into the user's."""
+    os.environ["THINBERT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = tiny.bert_config(hidden_size=32, num_attention_heads=2, intermediate_size=64)
+    config = tiny.bert_config(hidden_size=64, num_attention_heads=2, intermediate_size=64)
     return tiny.write_model(tmp_path_factory.mktemp("models") / "tiny", config, tiny.bert_tensors(config))
 
 

@@ -42,7 +42,7 @@ def expected_span(config: dict[str, Any], tensors: tiny.Tensors, lengths: list[i
 
 
 def assert_same_logits(folder: Path, expected: np.ndarray, lengths: list[int]) -> None:
-    logits = load(folder).forward(*tiny.ragged(lengths))
+    logits = load(folder, precision="float32").forward(*tiny.ragged(lengths))
     assert np.abs(logits - expected).max() < TOLERANCE * max(1, np.abs(expected).max())
 
 
@@ -274,7 +274,7 @@ def test_damaged_numbers(tmp_path: Path, bad: float) -> None:
     tensors["qa_outputs.weight"] = tensors["qa_outputs.weight"].astype(np.float64)
     tensors["qa_outputs.weight"][0, 0] = bad
     with pytest.raises(ModelError, match=r"tensor qa_outputs\.weight holds NaN or infinity"):
-        load(tiny.write_model(tmp_path / "m", config, tensors))
+        load(tiny.write_model(tmp_path / "m", config, tensors), precision="float32")
 
 
 def test_numbers_too_large_to_compute_with(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_numbers_too_large_to_compute_with(tmp_path: Path) -> None:
     tensors = tiny.bert_tensors(config)
     tensors["bert.encoder.layer.0.intermediate.dense.weight"] *= np.float32(1e30)
     tensors["bert.encoder.layer.0.output.dense.weight"] *= np.float32(1e30)
-    model = load(tiny.write_model(tmp_path / "m", config, tensors))
+    model = load(tiny.write_model(tmp_path / "m", config, tensors), precision="float32")
     with pytest.raises(ModelError, match="computes NaN or infinity; its weights are damaged or out of range"):
         model.answer("who", "the tower")
 
@@ -309,7 +309,7 @@ def test_int8_is_for_matrices(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"qa_outputs\.bias is of type int8; expected floating point, or int8 for a matrix"
     ):
-        load(tiny.write_model(tmp_path / "m", config, tensors))
+        load(tiny.write_model(tmp_path / "m", config, tensors), precision="float32")
 
 
 def test_scales_must_fit(tmp_path: Path) -> None:
@@ -317,10 +317,10 @@ def test_scales_must_fit(tmp_path: Path) -> None:
     tensors = tiny.bert_tensors(config)
     tensors["qa_outputs.weight"] = np.ones((2, 128), np.int8)
     with pytest.raises(ModelError, match=r"int8 qa_outputs\.weight: found scales none, expected \[2\] of float32"):
-        load(tiny.write_model(tmp_path / "a", config, tensors))
+        load(tiny.write_model(tmp_path / "a", config, tensors), precision="float32")
     tensors["qa_outputs.weight_scale"] = np.ones(3, np.float32)
     with pytest.raises(ModelError, match=r"found scales \[3\] of float32, expected \[2\]"):
-        load(tiny.write_model(tmp_path / "b", config, tensors))
+        load(tiny.write_model(tmp_path / "b", config, tensors), precision="float32")
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------

@@ -143,3 +143,47 @@ def test_interrupt(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(thinbert.api, "load", interrupted)
     assert cli("ask", "who?", "--context", "x").code == 130
+
+
+def test_pack(cli: Cli, tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    for seed, stem in enumerate(tiny.linear_stems(config)):
+        tiny.prune(tensors, stem, 0.2, (1, 4), seed)
+    folder = tiny.write_model(tmp_path / "m", config, tensors)
+    made = json.loads(cli("pack", folder, tmp_path / "packed", "--json").out)
+    assert made["bytes_after"] < 0.2 * made["bytes_before"]
+    assert cli("pack", folder, tmp_path / "packed").out.startswith(f"{tmp_path / 'packed'}: weights ")
+    assert json.loads(cli("inspect", tmp_path / "packed", "--json").out)["pattern"] == "1x4"
+    assert "is the model's own folder" in cli("pack", folder, folder).err
+    (tmp_path / "file").write_text("")
+    r = cli("pack", folder, tmp_path / "file" / "x")
+    assert (r.code, r.err.count("\n")) == (2, 1)
+    assert "cannot be written: Not a directory" in r.err
+
+
+def test_doctor(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = json.loads(cli("doctor", tiny_folder, "--json").out)
+    assert report["isa"] == next(s["name"] for s in report["instruction_sets"] if s["usable"])
+    assert report["why"] == "the best this processor has"
+    assert len(report["plan"]) == 2
+    by_density = {row["density"]: row for row in report["speedups"]}
+    assert by_density[0.1]["1x4"] > by_density[0.5]["1x4"] >= 1
+    assert by_density[0.2]["4x4"] >= by_density[0.2]["unstructured"] >= 1
+    monkeypatch.setenv("THINBERT_ISA", "generic")
+    out = cli("doctor").out
+    assert "runs with     generic" in out
+    assert "(THINBERT_ISA says so)" in out
+    assert "What sparsity is worth here" in out
+    monkeypatch.setenv("THINBERT_ISA", "sse9")
+    assert cli("doctor").err.startswith("thinbert: unknown instruction set 'sse9'")
+
+
+def test_bench(cli: Cli, tiny_folder: Path) -> None:
+    result = json.loads(cli("bench", tiny_folder, "--tokens", 30, "--batch", 2, "--rounds", 5, "--json").out)
+    assert next(iter(result)) == "median_ms"
+    assert result["median_ms"] > 0
+    assert result["tokens_per_second"] == pytest.approx(60_000 / result["median_ms"])
+    assert 0 < result["largest_difference"] < 0.1 * result["size"]
+    assert "tokens/s" in cli("bench", tiny_folder, "--tokens", 5, "--rounds", 3).out
+    assert "a length out of range" in cli("bench", tiny_folder, "--tokens", 65).err

@@ -96,7 +96,7 @@ class Client:
 @pytest.fixture(scope="module")
 def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("repos")
-    config = tiny.bert_config(hidden_size=32, num_attention_heads=2, intermediate_size=64)
+    config = tiny.bert_config(hidden_size=64, num_attention_heads=2, intermediate_size=64)
     tensors = tiny.bert_tensors(config)
     both = tiny.write_model(root / "both", config, tensors)
     torch.save({n: torch.from_numpy(t) for n, t in tensors.items()}, both / "pytorch_model.bin")

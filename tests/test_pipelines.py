@@ -15,17 +15,19 @@ import pytest
 
 import thinbert
 from record_pipeline import CHOPIN, TOWER, calls
-from thinbert.api import Model
+from thinbert.api import Model, Reference
 from thinbert.errors import InputError, ModelError
 from thinbert.pipelines import QuestionAnsweringPipeline
+from thinbert.runtime.engine import Engine
 
 GOLDEN = Path(__file__).parent / "golden" / "pipeline_5_2_0.json"
 RECORDER = Path(__file__).parent / "record_pipeline.py"
 
 
 @pytest.fixture(scope="module")
-def qa(default_model: Model) -> QuestionAnsweringPipeline:
-    return thinbert.pipeline("question-answering", model=default_model)
+def qa() -> QuestionAnsweringPipeline:
+    """With float32 arithmetic, as transformers computes."""
+    return thinbert.pipeline("question-answering", precision="float32")
 
 
 def assert_equal_results(ours: Any, theirs: Any) -> None:
@@ -154,6 +156,12 @@ def test_arguments_of_transformers(tiny_folder: Path, default_model: Model) -> N
     assert three(**call, top_k=1, num_workers=0)["answer"] == "Gustave Eiffel"
 
 
+def test_portable_models_are_computed_in_float32(tiny_folder: Path) -> None:
+    assert isinstance(thinbert.pipeline(model=tiny_folder).model.runtime, Reference)
+    assert isinstance(thinbert.pipeline(model=tiny_folder, precision="int8").model.runtime, Engine)
+    assert isinstance(thinbert.pipeline().model.runtime, Engine)  # the bundled one is packed
+
+
 def test_making_one(tiny_folder: Path, tmp_path: Path) -> None:
     import tiny
 
@@ -162,7 +170,7 @@ def test_making_one(tiny_folder: Path, tmp_path: Path) -> None:
         thinbert.pipeline("summarization")
     with pytest.raises(InputError, match="device 'cuda'; thinbert runs on the CPU"):
         thinbert.pipeline("question-answering", tiny_folder, device="cuda")
-    with pytest.raises(InputError, match="dtype 'float16'; thinbert computes answers in float32"):
+    with pytest.raises(InputError, match="dtype 'float16'; thinbert computes in float32 or int8"):
         thinbert.pipeline("question-answering", tiny_folder, dtype="float16")
     with pytest.raises(InputError, match="tokenizer 'other' is not the model's"):
         thinbert.pipeline("question-answering", tiny_folder, tokenizer="other")

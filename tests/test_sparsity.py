@@ -179,7 +179,7 @@ def published(config: dict[str, Any], heads_gone: int, linear_density: float, po
             for part in ("weight", "bias"):
                 tensors[f"bert.encoder.layer.{i}.{norm}.{part}"] = np.ones(D, np.int8)
     ignored = {"bert.pooler.dense.weight": np.ones((D, D)), "bert.pooler.dense.bias": np.ones(D)} if pooler else {}
-    return Checkpoint("published", Path(), (), parsed, tensors, ignored, has_span=True, has_classify=False)
+    return Checkpoint("published", Path(), (), parsed, tensors, ignored, {}, has_span=True, has_classify=False)
 
 
 def test_published_block_sparse_base() -> None:

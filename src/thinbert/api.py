@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from thinbert.model import reference
 from thinbert.model.checkpoint import DEFAULT_MODEL, Checkpoint, read_checkpoint
 from thinbert.model.config import EncoderConfig
 from thinbert.model.tokenizer import Tokenizer, Tokens, read_tokenizer
-from thinbert.model.weights import Array, Ints, Linear
+from thinbert.model.weights import Array, Ints
+from thinbert.runtime.cache import packed
+from thinbert.runtime.engine import Engine
 from thinbert.tasks import qa
 from thinbert.tasks.qa import Answer, Collector, Reading, Window
 
@@ -27,15 +29,61 @@ _NO_LOGITS: Array = np.zeros((0, 2), np.float32)
 
 
 def load(
-    model: str | os.PathLike[str] = DEFAULT_MODEL, *, revision: str | None = None, token: str | None = None
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
+    *,
+    precision: str = "int8",
+    threads: int | None = None,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> "Model":
     """Loads a model folder, a hub id, or the bundled model.
 
+    Args:
+        precision: "int8", the engine; a model that is not packed is packed first, once, into the user's cache. Or
+            "float32", the NumPy reference: slow, exact, for any head size.
+        threads: of the engine; THINBERT_THREADS, or the cores this process may use.
+        revision, token: of a hub id.
     Raises:
         ModelError: see thinbert.model.checkpoint.read_checkpoint.
+        InputError: another precision, or threads or an instruction set that cannot be had.
     """
+    if precision not in ("int8", "float32"):
+        raise InputError(f"precision {precision!r}; thinbert computes in int8 or float32")
     checkpoint = read_checkpoint(model, revision=revision, token=token)
-    return Model(checkpoint, read_tokenizer(checkpoint.folder, vocabulary=checkpoint.config.vocabulary))
+    tokenizer = read_tokenizer(checkpoint.folder, vocabulary=checkpoint.config.vocabulary)
+    if precision == "float32":
+        return Model(checkpoint, tokenizer, Reference(checkpoint))
+    return Model(checkpoint, tokenizer, Engine(packed(checkpoint), threads=threads))
+
+
+class Runtime(Protocol):
+    """What computes: the native engine, or the reference. Arguments as in Model.forward."""
+
+    def span_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array: ...
+    def first_tokens(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array: ...
+
+
+class Reference:
+    """The NumPy reference as a runtime."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._config, self._weights = checkpoint.config, checkpoint.weights()
+
+    def hidden(
+        self, token_ids: Ints, token_types: Ints, lengths: Sequence[int], *, trace: list[Array] | None = None
+    ) -> Array:
+        """Hidden states [T, D]; the embedding output and each layer's output are appended to `trace`."""
+        with np.errstate(all="ignore"):  # what is not finite is reported where it is used
+            hidden: Array = reference.encode(self._weights, self._config, token_ids, token_types, lengths, trace=trace)
+        return hidden
+
+    def span_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        assert self._weights.span is not None
+        return reference.span_logits(self._weights.span, self.hidden(token_ids, token_types, lengths))
+
+    def first_tokens(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        hidden = self.hidden(token_ids, token_types, lengths)
+        return np.ascontiguousarray(hidden[np.cumsum([0, *lengths[:-1]])])
 
 
 @dataclass(frozen=True)
@@ -51,12 +99,13 @@ class Job:
 class Model:
     """An encoder with its tokenizer and task heads. Reading does not change it: several threads may share one."""
 
-    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, runtime: Runtime) -> None:
         self.name = checkpoint.name
         self.config: EncoderConfig = checkpoint.config
         self.tokenizer = tokenizer
+        self.runtime = runtime
         self._checkpoint = checkpoint
-        self._weights = checkpoint.weights()
+        self._classify = checkpoint.classify()
 
     @property
     def sha256(self) -> str:
@@ -72,17 +121,14 @@ class Model:
         Raises:
             ModelError: the model has no question-answering head.
         """
-        head = self.require_span_head()
-        with np.errstate(all="ignore"):  # what is not finite is reported where it is used
-            hidden = reference.encode(self._weights, self.config, token_ids, token_types, lengths)
-            return reference.span_logits(head, hidden)
+        self.require_span_head()
+        return self.runtime.span_logits(token_ids, token_types, lengths)
 
     def classify(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         """Class logits [B, classes] of ragged sequences, arguments as in `forward`."""
-        if self._weights.classify is None:
+        if self._classify is None:
             raise ModelError(f"model {self.name} has no classification head")
-        hidden = reference.encode(self._weights, self.config, token_ids, token_types, lengths)
-        return reference.class_logits(self._weights.classify, hidden, lengths)
+        return reference.class_logits(self._classify, self.runtime.first_tokens(token_ids, token_types, lengths))
 
     def answer(self, question: str, context: str) -> Answer | None:
         """The answer to one question in one text, or None where the model says there is none."""
@@ -216,11 +262,11 @@ class Model:
         for job in batch:
             yield job, next(logits) if job.window else _NO_LOGITS
 
-    def require_span_head(self) -> Linear:
-        """The question-answering head. Raises ModelError, saying what the model is instead, where there is none."""
-        if self._weights.span is not None:
-            return self._weights.span
-        if self._weights.classify is not None:
+    def require_span_head(self) -> None:
+        """Raises ModelError, saying what the model is instead, where it has no question-answering head."""
+        if self._checkpoint.has_span:
+            return
+        if self._checkpoint.has_classify:
             holds = "a classification head"
         elif any(name.startswith(("cls.predictions", "vocab_projector")) for name in self._checkpoint.ignored):
             holds = "a masked-language-model head (it is a pre-trained encoder)"

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 no answer found, 2 wrong usage or unusable input, 130 inte
 
 import io
 import json
+import logging
 import signal
 import sys
 import time
@@ -32,6 +33,13 @@ app = typer.Typer(
 )
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model folder, hub id, or `default`, the bundled one.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", help="Threads. [default: THINBERT_THREADS, or the cores this process may use]"),
+]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="int8, the engine, or float32, the NumPy reference: slow and exact.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -42,6 +50,8 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character still gets the rest
+    logging.basicConfig(format="thinbert: %(message)s", stream=sys.stderr)
+    logging.getLogger("thinbert").setLevel(logging.INFO)  # what takes long is said
     try:
         code = app(standalone_mode=False)  # what typer.Exit carried, if a command raised it
     except Error as e:
@@ -92,6 +102,8 @@ def _ask(
             min=0.0, max=1.0, help="Probability of no answer above which to say so. [default: the model's own]"
         ),
     ] = None,
+    precision: PrecisionOption = "int8",
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from texts, with the place of the answer.
@@ -108,7 +120,7 @@ def _ask(
         documents = [checked(Document("context", context))]
     else:
         documents = [read_document(name) for name in files or ()]
-    loaded = load(model)
+    loaded = load(model, precision=precision, threads=threads)
     started = time.perf_counter()
     found = ask(loaded, question, documents, top_k=top_k, threshold=threshold)
     seconds = time.perf_counter() - started
@@ -141,6 +153,8 @@ def _evaluate(
             "[default: the model's own, or 0.5]",
         ),
     ] = None,
+    precision: PrecisionOption = "int8",
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer every question of a data set and score the answers as SQuAD does."""
@@ -150,12 +164,14 @@ def _evaluate(
     from thinbert.tasks.squad import read_squad
 
     dataset = read_squad(data)
-    loaded = load(model)
+    loaded = load(model, precision=precision, threads=threads)
     loaded.require_span_head()
     max_length, stride = loaded.window_size(max_length, stride)
     if threshold is None:
         threshold = loaded.config.no_answer_threshold
-    settings = Settings(max_answer_tokens=max_answer_tokens, max_length=max_length, stride=stride, n_best=N_BEST)
+    settings = Settings(
+        max_answer_tokens=max_answer_tokens, max_length=max_length, stride=stride, n_best=N_BEST, precision=precision
+    )
     threshold = 0.5 if threshold is None else threshold
     with _progress("questions") as progress:
         scores = evaluate(loaded, dataset, out, settings, threshold=threshold, limit=limit, progress=progress)
@@ -216,6 +232,67 @@ def _inspect(
         _print_json(sparsity.as_json())
     else:
         _print_sparsity(sparsity)
+
+
+@app.command("pack")
+def _pack(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Pack a model: dead heads and neurons cut out exactly, int8 weights, sparse matrices as block lists."""
+    from thinbert.model.checkpoint import read_checkpoint
+    from thinbert.model.pack import pack
+
+    source = read_checkpoint(model)
+    try:
+        pack(source, out)
+    except OSError as e:
+        _fail(f"{out}: cannot be written: {e.strerror or e}")
+    before = sum(f.stat().st_size for f in source.files)
+    after = sum(f.stat().st_size for f in read_checkpoint(out).files)
+    if as_json:
+        _print_json({"model": model, "out": str(out), "bytes_before": before, "bytes_after": after})
+    else:
+        print(f"{out}: weights {before / 1e6:.1f} MB to {after / 1e6:.1f} MB")
+
+
+@app.command("doctor")
+def _doctor(
+    model: Annotated[str | None, typer.Argument(help="Also show the plan for this model.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what this machine runs: processor features, instruction set, threads, and what sparsity is worth here."""
+    from thinbert.runtime.doctor import examine
+
+    report = examine(model)
+    if as_json:
+        _print_json(report)
+    else:
+        _print_report(report)
+
+
+@app.command("bench")
+def _bench(
+    model: Annotated[str, typer.Argument(help="Model folder, hub id, or `default`.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
+    rounds: Annotated[int, typer.Option(min=3, help="Timed runs.")] = 50,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the engine on random tokens, after comparing it with the NumPy reference."""
+    from thinbert.runtime.doctor import time_model
+
+    result = time_model(model, tokens=tokens, batch=batch, rounds=rounds, threads=threads)
+    if as_json:
+        _print_json(result)
+        return
+    print(
+        f"{result['median_ms']:.2f} ms ± {result['spread_ms']:.2f}, {result['tokens_per_second']:.0f} tokens/s, "
+        f"{result['isa']}, {result['threads']} threads, {result['resident_mb']:.0f} MB resident; "
+        f"hidden states within {result['largest_difference']:.3f} of float32's, which reach {result['size']:.1f}"
+    )
 
 
 def _print_json(value: object) -> None:
@@ -334,6 +411,27 @@ def _print_sparsity(s: "Sparsity") -> None:
         cells = [_cell(t.density, t.pattern) for t in s.tensors if t.layer == layer]
         table.add_row(str(layer), str(s.heads_alive[layer]), str(s.neurons_alive[layer]), *cells)
     console.print(table)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    print(f"processor     {report['processor']}")
+    print(f"features      {', '.join(report['features']) or 'none that matter'}")
+    print(f"runs with     {report['isa']}, {report['threads']} threads ({report['why']})")
+    for s in report["instruction_sets"]:
+        state = "usable" if s["usable"] else f"lacks {', '.join(s['missing'])}" if s["built"] else "not built in"
+        print(f"              {s['name']}: {state}")
+    print(f"cache         {report['cache']}")
+    print("\nWhat sparsity is worth here: the products of one thread against the same matrix dense.")
+    table = Table("kept", "1x4 blocks", "4x4 blocks", "unstructured", box=None)
+    for row in report["speedups"]:
+        table.add_row(f"{row['density']:.0%}", *(f"{row[p]:.1f}x" for p in ("1x4", "4x4", "unstructured")))
+    _console().print(table)
+    if "plan" in report:
+        print(f"\nPlan for {_one_line(report['model'])}:")
+        for i, layer in enumerate(report["plan"]):
+            print(f"  layer {i}: " + ", ".join(f"{name} {form}" for name, form in layer.items()))
 
 
 def _cell(density: float, pattern: str) -> str:

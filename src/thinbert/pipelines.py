@@ -19,7 +19,8 @@ import numpy as np
 
 from thinbert.api import Job, Model, load
 from thinbert.errors import InputError
-from thinbert.model.checkpoint import DEFAULT_MODEL
+from thinbert.model.checkpoint import DEFAULT_MODEL, find_model, read_json
+from thinbert.model.pack import is_packed
 from thinbert.model.tokenizer import Tokens
 from thinbert.model.weights import Array
 from thinbert.tasks import qa
@@ -34,6 +35,8 @@ def pipeline(
     task: str = "question-answering",
     model: str | os.PathLike[str] | Model | None = None,
     *,
+    precision: str | None = None,
+    threads: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -49,6 +52,8 @@ def pipeline(
     Args:
         task: "question-answering".
         model: folder, hub id or loaded Model; the bundled one when left out.
+        precision, threads: as for thinbert.load, except that a portable model is computed in float32 unless told
+            otherwise, so that it answers as transformers did; a packed one in int8.
         tokenizer: as for transformers; the model's own, so it may only repeat `model`.
         revision, token: of a hub id.
         device, device_map, dtype, torch_dtype, framework: as for transformers. Anything that asks for another place
@@ -66,14 +71,18 @@ def pipeline(
             raise InputError(f"device {where!r}; thinbert runs on the CPU (leave device out, or give -1)")
     for number in (dtype, torch_dtype):
         if str(number).removeprefix("torch.") not in ("None", "auto", "float32"):
-            raise InputError(f"dtype {number!r}; thinbert computes answers in float32 (leave dtype out)")
+            raise InputError(f"dtype {number!r}; thinbert computes in float32 or int8 (see precision)")
     if tokenizer is not None and tokenizer != model:
         raise InputError(f"tokenizer {tokenizer!r} is not the model's; thinbert uses the one in the model's folder")
     unknown = set(defaults) - {*_Options.__dataclass_fields__, *_WITHOUT_EFFECT}
     if unknown:
         raise TypeError(f"pipeline() got an unexpected keyword argument {sorted(unknown)[0]!r}")
     if not isinstance(model, Model):
-        model = load(DEFAULT_MODEL if model is None else model, revision=revision, token=token)
+        name = DEFAULT_MODEL if model is None else model
+        if precision is None:
+            folder = find_model(name, revision=revision, token=token)
+            precision = "int8" if is_packed(read_json(folder / "config.json")) else "float32"
+        model = load(name, precision=precision, threads=threads, revision=revision, token=token)
     return QuestionAnsweringPipeline(model, **{k: v for k, v in defaults.items() if k not in _WITHOUT_EFFECT})
 
 

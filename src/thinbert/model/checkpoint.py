@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from thinbert.errors import ModelError
+from thinbert.model.blocks import ENDINGS, INDEX, Blocks, fault, to_blocks, to_dense
 from thinbert.model.config import EncoderConfig, parse_config
 from thinbert.model.dtypes import to_numpy, widen_bfloat16
 from thinbert.model.families import FAMILIES, Family, modern_name
-from thinbert.model.quantize import SCALE_SUFFIX, dequantize_rows
+from thinbert.model.quantize import SCALE_SUFFIX, dequantize_rows, quantize_rows
 from thinbert.model.torchfile import read_torch
 from thinbert.model.weights import Array, ClassifyHead, Embeddings, Layer, Linear, Norm, Weights
 
@@ -38,7 +39,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 _MOST_DIMENSIONS = 8
 _LISTED = 12  # tensors named in one error message before "and N more"
@@ -54,11 +55,14 @@ class Checkpoint:
     config: EncoderConfig
     tensors: Mapping[str, NDArray[Any]]  # by modern name, stored dtype; int8 beside its scales
     ignored: Mapping[str, NDArray[Any]]  # in the file, but read by no forward pass: buffers, poolers, other heads
+    shapes: Mapping[str, tuple[int, ...]]  # [outputs, inputs] of every tensor, also of those stored as blocks
     has_span: bool
     has_classify: bool
 
     def array(self, name: str) -> Array:
         """One tensor as float32. Raises ModelError where it is not finite."""
+        if name + INDEX in self.tensors:
+            return dequantize_rows(to_dense(self.blocks(name)), self.tensors[name + SCALE_SUFFIX])
         stored = self.tensors[name]
         if stored.dtype == np.int8:
             weight = dequantize_rows(stored, self.tensors[name + SCALE_SUFFIX])
@@ -69,6 +73,36 @@ class Checkpoint:
             raise ModelError(f"{self.folder}: tensor {name} holds NaN or infinity; the file is damaged")
         return weight
 
+    def blocks(self, name: str) -> Blocks:
+        """One matrix as int8 blocks: as stored, or quantised now."""
+        if name + INDEX in self.tensors:
+            start, index, values = (np.require(self.tensors[name + e], requirements=["C", "A"]) for e in ENDINGS)
+            return Blocks(self.shapes[name][1], start, index, values, self.tensors[name + SCALE_SUFFIX])
+        if self.tensors[name].dtype == np.int8:
+            return to_blocks(self.tensors[name], self.tensors[name + SCALE_SUFFIX])
+        return to_blocks(*quantize_rows(self.array(name)))
+
+    def linear(self, stem: str) -> Linear:
+        return Linear(self.array(f"{stem}.weight"), self.array(f"{stem}.bias"))
+
+    def norm(self, stem: str) -> Norm:
+        return Norm(self.array(f"{stem}.weight"), self.array(f"{stem}.bias"))
+
+    def span(self) -> Linear | None:
+        return self.linear(FAMILIES[self.config.family].span) if self.has_span else None
+
+    def classify(self) -> ClassifyHead | None:
+        if not self.has_classify:
+            return None
+        f = FAMILIES[self.config.family]
+        return ClassifyHead(self.linear(f.classify_hidden), f.classify_activation, self.linear(f.classify_out))
+
+    def layer(self, i: int) -> Layer:
+        family = FAMILIES[self.config.family]
+        stems = {field: family.prefix + stem.format(i=i) for field, stem in family.layer.items()}
+        parts = {f: self.norm(s) if f.endswith("_norm") else self.linear(s) for f, s in stems.items()}
+        return Layer(**parts)  # type: ignore[arg-type]
+
     def weights(self) -> Weights:
         """Everything the encoder and its heads compute with, as float32.
 
@@ -76,39 +110,23 @@ class Checkpoint:
             ModelError: a weight is NaN or infinite.
         """
         family = FAMILIES[self.config.family]
-        p = family.prefix
-
-        def linear(stem: str) -> Linear:
-            return Linear(self.array(f"{stem}.weight"), self.array(f"{stem}.bias"))
-
-        def norm(stem: str) -> Norm:
-            return Norm(self.array(f"{stem}.weight"), self.array(f"{stem}.bias"))
-
-        def layer(i: int) -> Layer:
-            stems = {field: p + stem.format(i=i) for field, stem in family.layer.items()}
-            return Layer(**{f: norm(s) if f.endswith("_norm") else linear(s) for f, s in stems.items()})  # type: ignore[arg-type]
-
-        e = family.embeddings
+        e = {field: family.prefix + name for field, name in family.embeddings.items()}
         return Weights(
             embeddings=Embeddings(
-                token=self.array(p + e["token"]),
-                position=self.array(p + e["position"]),
-                token_type=self.array(p + e["token_type"]) if "token_type" in e else None,
-                norm=norm(p + e["norm"]),
+                token=self.array(e["token"]),
+                position=self.array(e["position"]),
+                token_type=self.array(e["token_type"]) if "token_type" in e else None,
+                norm=self.norm(e["norm"]),
             ),
-            layers=tuple(layer(i) for i in range(self.config.layers)),
-            span=linear(family.span) if self.has_span else None,
-            classify=(
-                ClassifyHead(linear(family.classify_hidden), family.classify_activation, linear(family.classify_out))
-                if self.has_classify
-                else None
-            ),
+            layers=tuple(self.layer(i) for i in range(self.config.layers)),
+            span=self.span(),
+            classify=self.classify(),
         )
 
     def sha256(self) -> str:
         """A digest of config, weights and tokenizer: the identity of the model in records and caches."""
         digest = hashlib.sha256()
-        tokenizer = (self.folder / name for name in _TOKENIZER_FILES)
+        tokenizer = (self.folder / name for name in TOKENIZER_FILES)
         for file in (self.folder / "config.json", *self.files, *(f for f in tokenizer if f.is_file())):
             with file.open("rb") as f:
                 digest.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
@@ -167,7 +185,7 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
 
     try:
         config = fetch("config.json")
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             fetch_if_there(name)
         weights = next(filter(None, map(fetch_if_there, _WEIGHT_FILES)), None)
         if weights is not None and weights.name.endswith(".index.json"):
@@ -247,6 +265,7 @@ def read_checkpoint(
         config=config,
         tensors={n: t for n, t in tensors.items() if n not in ignored},
         ignored={n: tensors[n] for n in ignored},
+        shapes={n: tuple(s or len(config.labels) for s in shape) for n, shape in expected.items()},
         has_span=has_span,
         has_classify=has_classify,
     )
@@ -304,7 +323,9 @@ def _check_tensors(
     faults = []
     for name, shape in expected.items():
         tensor = tensors.get(name)
-        if tensor is None:
+        if name + INDEX in tensors and len(shape) == 2:
+            faults += _block_faults(tensors, name, shape)
+        elif tensor is None:
             faults.append(f"missing {name} {_shape(shape)}")
         elif tensor.ndim != len(shape) or any(s not in (None, n) for s, n in zip(shape, tensor.shape, strict=True)):
             faults.append(f"misshapen {name}: found {_shape(tensor.shape)}, expected {_shape(shape)}")
@@ -315,8 +336,9 @@ def _check_tensors(
                 faults.append(f"int8 {name}: found scales {found}, expected {_shape(tensor.shape[:1])} of float32")
         elif tensor.dtype.kind != "f":
             faults.append(f"{name} is of type {tensor.dtype}; expected floating point, or int8 for a matrix")
-    scales = {n + SCALE_SUFFIX for n in expected if n in tensors and tensors[n].dtype == np.int8}
-    strangers = [n for n in tensors if n not in expected and n not in scales]
+    belonging = {n + SCALE_SUFFIX for n in expected if n in tensors and tensors[n].dtype == np.int8}
+    belonging |= {n + e for n in expected if n + INDEX in tensors for e in (*ENDINGS, SCALE_SUFFIX)}
+    strangers = [n for n in tensors if n not in expected and n not in belonging]
     ignored = tuple(n for n in strangers if any(pattern.fullmatch(n) for pattern in family.ignorable))
     faults += [
         f"unexpected {n} {_shape(tensors[n].shape)}"
@@ -327,6 +349,24 @@ def _check_tensors(
         more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
         raise ModelError(f"{folder}: weights do not fit config.json: {'; '.join(faults[:_LISTED])}{more}")
     return tuple(strangers)
+
+
+def _block_faults(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | None, ...]) -> list[str]:
+    """What is wrong with a matrix stored as blocks."""
+    if name in tensors:
+        return [f"{name} is stored twice, whole and as blocks"]
+    absent = [name + e for e in (*ENDINGS, SCALE_SUFFIX) if name + e not in tensors]
+    if absent:
+        return [f"missing {n}" for n in absent]
+    rows, columns = shape
+    assert rows is not None
+    assert columns is not None
+    scale = tensors[name + SCALE_SUFFIX]
+    if scale.shape != (rows,) or scale.dtype != np.float32 or not np.isfinite(scale).all():
+        return [f"blocks of {name}: found scales {_shape(scale.shape)} of {scale.dtype}, expected [{rows}] of float32"]
+    start, index, values = (tensors[name + e] for e in ENDINGS)
+    wrong = fault(start, index, values, rows=rows, columns=columns)
+    return [f"blocks of {name}: {wrong}"] if wrong else []
 
 
 def _shape(shape: Iterable[int | None]) -> str:

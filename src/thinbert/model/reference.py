@@ -38,7 +38,7 @@ def encode(
     x = _embed(weights.embeddings, token_ids, token_types, lengths, norm)
     if trace is not None:
         trace.append(x)
-    activate = _ACTIVATIONS[config.activation]
+    activate = ACTIVATIONS[config.activation]
     for layer in weights.layers:
         x = _layer(layer, x, lengths, config.head_size, activate, norm)
         if trace is not None:
@@ -51,10 +51,9 @@ def span_logits(head: Linear, hidden: Array) -> Array:
     return _linear(head, hidden)
 
 
-def class_logits(head: ClassifyHead, hidden: Array, lengths: Sequence[int]) -> Array:
-    """Logits [B, classes], read from the first token ([CLS]) of each sequence."""
-    firsts = np.cumsum([0, *lengths[:-1]])
-    pooled = _linear(head.hidden, hidden[firsts])
+def class_logits(head: ClassifyHead, firsts: Array) -> Array:
+    """Logits [B, classes] from the hidden state [B, D] of each sequence's first token, [CLS]."""
+    pooled = _linear(head.hidden, firsts)
     pooled = np.tanh(pooled) if head.activation == "tanh" else np.maximum(pooled, 0)
     return _linear(head.out, pooled)
 
@@ -177,4 +176,4 @@ def _relu(x: Array) -> None:
     np.maximum(x, 0, out=x)
 
 
-_ACTIVATIONS = {"gelu": _blocks(_gelu), "gelu_new": _blocks(_gelu_new), "relu": _blocks(_relu)}
+ACTIVATIONS = {"gelu": _blocks(_gelu), "gelu_new": _blocks(_gelu_new), "relu": _blocks(_relu)}

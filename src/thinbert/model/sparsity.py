@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thinbert.model.blocks import ENDINGS, to_dense
 from thinbert.model.checkpoint import Checkpoint
 from thinbert.model.families import FAMILIES
 from thinbert.model.quantize import SCALE_SUFFIX
@@ -100,7 +101,7 @@ def measure(checkpoint: Checkpoint) -> Sparsity:
         masks = {}
         for field, shape in original.items():
             name = f"{family.prefix}{family.layer[field].format(i=i)}.weight"
-            masks[field] = mask = checkpoint.tensors[name] != 0
+            masks[field] = mask = _mask(checkpoint, name)
             kept = int(np.count_nonzero(mask))
             linear_kept += kept
             tensors.append(
@@ -152,9 +153,16 @@ def measure(checkpoint: Checkpoint) -> Sparsity:
     )
 
 
+def _mask(checkpoint: Checkpoint, name: str) -> Mask:
+    if name in checkpoint.tensors:
+        return np.asarray(checkpoint.tensors[name] != 0)
+    return np.asarray(to_dense(checkpoint.blocks(name)) != 0)
+
+
 def _other_parameters(checkpoint: Checkpoint, linear: set[str]) -> int:
     """Parameters that are not pruned: embeddings, norms, biases, heads, and an unused pooler."""
-    mine = sum(t.size for n, t in checkpoint.tensors.items() if n not in linear and not n.endswith(SCALE_SUFFIX))
+    bookkeeping = (SCALE_SUFFIX, *ENDINGS)
+    mine = sum(t.size for n, t in checkpoint.tensors.items() if n not in linear and not n.endswith(bookkeeping))
     pooler = sum(t.size for n, t in checkpoint.ignored.items() if "pooler." in n)
     return mine + pooler
 

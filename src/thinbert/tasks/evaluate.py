@@ -22,7 +22,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from thinbert import __version__, _core
+from thinbert import __version__
+from thinbert._core import cpu_features
 from thinbert.api import Model
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
@@ -41,6 +42,7 @@ class Settings:
     max_length: int
     stride: int
     n_best: int
+    precision: str  # of the arithmetic
 
 
 def evaluate(
@@ -126,7 +128,7 @@ def _answer(
     """Answers the questions that `answered` lacks, appending each to it and to the log."""
     already, total = len(answered), len(questions)
     progress(already, total)
-    readings = model.read_many(((q.question, [q.context]) for q in questions[already:]), **vars(settings))
+    readings = model.read_many(((q.question, [q.context]) for q in questions[already:]), **_reading(settings))
     for number, (question, reading) in enumerate(zip(questions[already:], readings, strict=True), already + 1):
         record = _record(question.id, reading)
         log.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
@@ -134,6 +136,11 @@ def _answer(
         if number % 64 == 0:
             log.flush()
         progress(number, total)
+
+
+def _reading(settings: Settings) -> dict[str, Any]:
+    """The settings that Model.read takes; the precision is the model's."""
+    return {name: value for name, value in vars(settings).items() if name != "precision"}
 
 
 def _record(question: str, reading: Reading) -> dict[str, Any]:
@@ -159,7 +166,7 @@ def _open_run(out: Path, what: dict[str, Any], name: str) -> Path:
         if any(not f.name.endswith(".tmp") for f in out.iterdir()):
             raise InputError(f"{out}: is not empty and holds no evaluation; give another --out")
         versions = {"numpy": np.__version__, "python": platform.python_version()}
-        machine = {"cpu_features": _core.cpu_features(), "platform": platform.platform()}
+        machine = {"cpu_features": cpu_features(), "platform": platform.platform()}
         _write_json(manifest, {"name": name, **what, "versions": versions, "machine": machine})
     return out / "answers.jsonl"
 

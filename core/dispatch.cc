@@ -1,0 +1,63 @@
+#include "dispatch.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "cpu.h"
+
+namespace thinbert {
+
+std::vector<InstructionSet> instruction_sets() {
+  const Kernels* avx512 = nullptr;
+  const Kernels* avx2 = nullptr;
+#if defined(THINBERT_X86)
+  avx512 = avx512vnni_kernels();
+  avx2 = avx2_kernels();
+#endif
+  // `needs` repeats the compiler flags of the kernel's file in CMakeLists.txt, no fewer
+  std::vector<InstructionSet> sets = {
+      {"avx512vnni", {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"}, avx512, false},
+      {"avx2", {"avx2", "fma"}, avx2, false},
+      {"generic", {}, generic_kernels(), false},
+  };
+  const std::vector<CpuFeature> features = cpu_features();
+  for (InstructionSet& set : sets)
+    set.supported = std::all_of(set.needs.begin(), set.needs.end(), [&](const std::string& need) {
+      return std::any_of(features.begin(), features.end(),
+                         [&](const CpuFeature& f) { return f.present && need == f.name; });
+    });
+  return sets;
+}
+
+Costs measure_costs(const Kernels& kernels) {
+  // A piece of 256 rows x 768 columns, a fifth of its blocks kept; each form does its own share of it.
+  constexpr int rows = 256, groups = 192, kept = 40, vectors = kMaxVectors;
+  std::vector<uint8_t> memory(static_cast<size_t>(groups) * vectors * 64 + 64, 3);
+  uint8_t* x = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  std::vector<int32_t> acc(static_cast<size_t>(rows) * vectors * 16);
+  std::vector<int32_t> words(static_cast<size_t>(rows) * groups, 0x01020304);
+  std::vector<uint32_t> start;
+  std::vector<uint16_t> index;
+  for (int row = 0; row <= rows; ++row) {
+    start.push_back(static_cast<uint32_t>(row * kept));
+    for (int b = 0; b < kept && row < rows; ++b)
+      index.push_back(static_cast<uint16_t>((b * groups / kept + row * 7) % groups));
+  }
+  const auto best_of = [](auto run) {
+    double best = 1e30;
+    for (int round = 0; round < 5; ++round) {
+      const auto begin = std::chrono::steady_clock::now();
+      run();
+      best = std::min(best, std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count());
+    }
+    return best;
+  };
+  const double one = best_of(
+      [&] { kernels.block1x4(start.data(), index.data(), words.data(), x, vectors, rows, acc.data()); });
+  const double four = best_of(
+      [&] { kernels.block4x4(start.data(), index.data(), words.data(), x, vectors, rows / 4, acc.data()); });
+  const double dense = best_of([&] { kernels.dense(words.data(), groups, x, vectors, rows / 4, acc.data()); });
+  return {dense / (rows / 4 * groups * vectors), four / (rows / 4 * kept * vectors), one / (rows * kept * vectors)};
+}
+
+}  // namespace thinbert

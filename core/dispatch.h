@@ -1,0 +1,25 @@
+// Which kernels run: every set that was built, best first, and whether this processor can run it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "weights.h"
+
+namespace thinbert {
+
+struct InstructionSet {
+  const char* name;
+  std::vector<std::string> needs;  // processor features, by their /proc/cpuinfo names
+  const Kernels* kernels;          // null when it was not built for this kind of processor
+  bool supported;                  // this processor has all it needs
+};
+
+// Best first; the last one, generic, runs everywhere.
+std::vector<InstructionSet> instruction_sets();
+
+// What one block of each form costs with these kernels here, timed now (about 10 ms).
+Costs measure_costs(const Kernels& kernels);
+
+}  // namespace thinbert

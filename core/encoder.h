@@ -1,0 +1,37 @@
+// The forward pass of a BERT-family encoder over ragged sequences, in int8.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "threads.h"
+#include "weights.h"
+
+namespace thinbert {
+
+struct Encoder {
+  const Kernels* kernels = nullptr;
+  int width = 0;      // D
+  int head_size = 0;  // d, 32 or 64
+  int max_heads = 0;  // H of the widest layer
+  Activation activation = Activation::kGelu;
+  float eps = 1e-12f;  // of the layer norms; negative for NoNorm, the affine map alone
+
+  Table token, position, token_type;  // token_type.values is null in families without
+  Norm embedding_norm;
+  std::vector<Layer> layers;
+  std::vector<float> span_weight, span_bias;  // [2][D], [2]; empty without a question-answering head
+
+  // What to compute; each may be null. Tokens of all sequences stand one after another, T in all.
+  struct Outputs {
+    float* span = nullptr;    // [T][2] start and end logits
+    float* first = nullptr;   // [B][D] hidden state of each sequence's first token
+    float* hidden = nullptr;  // [T][D] all hidden states
+  };
+
+  // Inputs are checked by the caller: ids, types and lengths within range, lengths summing to T.
+  void forward(const int32_t* ids, const int32_t* types, const int32_t* lengths, int batch, ThreadPool& pool,
+               const Outputs& outputs) const;
+};
+
+}  // namespace thinbert

@@ -1,0 +1,101 @@
+// Kernels in plain C++: the definition of correct for all others, and what runs where nothing better is there.
+#include <cmath>
+
+#include "../gelu.h"
+#include "../kernels.h"
+
+namespace thinbert {
+namespace {
+
+struct F {
+  float lane[16];
+};
+struct I {
+  int32_t lane[16];
+};
+using W = const int32_t*;
+
+template <typename R, typename Op>
+inline R each(Op op) {
+  R r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = op(i);
+  return r;
+}
+
+inline F load(const float* p) { return each<F>([&](int i) { return p[i]; }); }
+inline void store(float* p, const F& x) { __builtin_memcpy(p, x.lane, 64); }
+inline F set(float x) { return each<F>([&](int) { return x; }); }
+inline F add(const F& x, const F& y) { return each<F>([&](int i) { return x.lane[i] + y.lane[i]; }); }
+inline F sub(const F& x, const F& y) { return each<F>([&](int i) { return x.lane[i] - y.lane[i]; }); }
+inline F mul(const F& x, const F& y) { return each<F>([&](int i) { return x.lane[i] * y.lane[i]; }); }
+inline F div(const F& x, const F& y) { return each<F>([&](int i) { return x.lane[i] / y.lane[i]; }); }
+inline F fma(const F& x, const F& y, const F& z) {
+  return each<F>([&](int i) { return std::fma(x.lane[i], y.lane[i], z.lane[i]); });
+}
+// as the vector instructions do it: the second operand where neither is smaller
+inline F min(const F& x, const F& y) { return each<F>([&](int i) { return x.lane[i] < y.lane[i] ? x.lane[i] : y.lane[i]; }); }
+inline F max(const F& x, const F& y) { return each<F>([&](int i) { return x.lane[i] > y.lane[i] ? x.lane[i] : y.lane[i]; }); }
+inline F sqrt(const F& x) { return each<F>([&](int i) { return std::sqrt(x.lane[i]); }); }
+inline F round_even(const F& x) { return each<F>([&](int i) { return std::nearbyintf(x.lane[i]); }); }
+
+inline I loadi(const void* p) {
+  I r;
+  __builtin_memcpy(r.lane, p, 64);
+  return r;
+}
+inline void storei(void* p, const I& x) { __builtin_memcpy(p, x.lane, 64); }
+inline I seti(int32_t x) { return each<I>([&](int) { return x; }); }
+inline uint32_t u(int32_t x) { return static_cast<uint32_t>(x); }
+inline int32_t s(uint32_t x) { return static_cast<int32_t>(x); }
+inline I addi(const I& x, const I& y) { return each<I>([&](int i) { return s(u(x.lane[i]) + u(y.lane[i])); }); }
+inline I subi(const I& x, const I& y) { return each<I>([&](int i) { return s(u(x.lane[i]) - u(y.lane[i])); }); }
+inline I muli(const I& x, const I& y) { return each<I>([&](int i) { return s(u(x.lane[i]) * u(y.lane[i])); }); }
+inline I ori(const I& x, const I& y) { return each<I>([&](int i) { return x.lane[i] | y.lane[i]; }); }
+inline I andi(const I& x, const I& y) { return each<I>([&](int i) { return x.lane[i] & y.lane[i]; }); }
+inline I xori(const I& x, const I& y) { return each<I>([&](int i) { return x.lane[i] ^ y.lane[i]; }); }
+inline I shl(const I& x, int n) { return each<I>([&](int i) { return s(u(x.lane[i]) << n); }); }
+inline I to_int(const F& x) { return each<I>([&](int i) { return static_cast<int32_t>(std::nearbyintf(x.lane[i])); }); }
+inline F to_float(const I& x) { return each<F>([&](int i) { return static_cast<float>(x.lane[i]); }); }
+inline I bits(const F& x) {
+  I r;
+  __builtin_memcpy(r.lane, x.lane, 64);
+  return r;
+}
+inline F from_bits(const I& x) {
+  F r;
+  __builtin_memcpy(r.lane, x.lane, 64);
+  return r;
+}
+inline void store_bytes(int8_t* p, const I& x) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.lane[i]);
+}
+
+inline void dot(I& acc, const I& x, const I& w) {
+  for (int i = 0; i < 16; ++i) {
+    uint8_t xs[4];
+    int8_t ws[4];
+    __builtin_memcpy(xs, &x.lane[i], 4);
+    __builtin_memcpy(ws, &w.lane[i], 4);
+    acc.lane[i] += xs[0] * ws[0] + xs[1] * ws[1] + xs[2] * ws[2] + xs[3] * ws[3];
+  }
+}
+inline void dot_word(I& acc, const I& x, const int8_t* w) {
+  int32_t four;
+  __builtin_memcpy(&four, w, 4);
+  dot(acc, x, seti(four));
+}
+
+inline W words_at(const int32_t* p) { return p; }
+inline I word(W four, int j) { return seti(four[j]); }
+
+#include "body.inc"
+
+}  // namespace
+
+const Kernels* generic_kernels() {
+  static const Kernels table = {"generic", dense,    block4x4,     block1x4,       dequantize, activate,
+                                quantize,  add_norm, quantize_key, quantize_value, attend};
+  return &table;
+}
+
+}  // namespace thinbert

@@ -1,0 +1,82 @@
+#include "threads.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace thinbert {
+namespace {
+
+// About 20 us of spinning: longer than threads of one layer are usually apart, shorter than a sleep and its wake-up.
+constexpr int kSpins = 1 << 10;
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+}  // namespace
+
+void Barrier::wait() {
+  const unsigned round = round_.load(std::memory_order_acquire);
+  if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    left_.store(count_, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin) {
+    if (spin < kSpins)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+ThreadPool::ThreadPool(int threads) {
+  for (int t = 1; t < threads; ++t) workers_.emplace_back(&ThreadPool::work, this, t);
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::run(Job job, void* context) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    job_ = job;
+    context_ = context;
+    running_ = static_cast<int>(workers_.size());
+    ++round_;
+  }
+  wake_.notify_all();
+  job(context, 0);
+  std::unique_lock<std::mutex> lock(mutex_);
+  done_.wait(lock, [&] { return running_ == 0; });
+}
+
+void ThreadPool::work(int thread) {
+  unsigned seen = 0;
+  for (;;) {
+    Job job;
+    void* context;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return stop_ || round_ != seen; });
+      if (stop_) return;
+      seen = round_;
+      job = job_;
+      context = context_;
+    }
+    job(context, thread);
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (--running_ == 0) done_.notify_one();
+  }
+}
+
+}  // namespace thinbert

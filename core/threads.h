@@ -1,0 +1,50 @@
+// A pool of threads that work on one job at a time, and the barrier they meet at.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace thinbert {
+
+// Threads that reach `wait` go on once all have. They spin briefly, since steps are short, and then yield the processor.
+class Barrier {
+ public:
+  explicit Barrier(int count) : count_(count), left_(count) {}
+  void wait();
+
+ private:
+  const int count_;
+  std::atomic<int> left_;
+  std::atomic<unsigned> round_{0};
+};
+
+class ThreadPool {
+ public:
+  using Job = void (*)(void* context, int thread);
+
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  // Runs job(context, 0 … size-1), number 0 on the calling thread, and returns when all are done. One call at a time.
+  void run(Job job, void* context);
+
+ private:
+  void work(int thread);
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  Job job_ = nullptr;
+  void* context_ = nullptr;
+  unsigned round_ = 0;  // of the job, guarded by mutex_
+  int running_ = 0;
+  bool stop_ = false;
+};
+
+}  // namespace thinbert

@@ -1,0 +1,116 @@
+#include "weights.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace thinbert {
+
+size_t Matrix::bytes() const {
+  size_t total = (scale.size() + bias.size()) * sizeof(float);
+  for (const Piece& p : parts)
+    total += p.start.size() * 4 + p.index.size() * 2 + p.words.size() * 4 + p.row_sum.size() * 4;
+  return total;
+}
+
+Form plan(const Costs& costs, int rows, int columns, size_t blocks4x4, size_t blocks1x4) {
+  const double dense = costs.dense * ((rows + 3) / 4) * ((columns + 3) / 4);
+  const double four = costs.block4x4 * static_cast<double>(blocks4x4);
+  const double one = costs.block1x4 * static_cast<double>(blocks1x4);
+  if (dense <= four && dense <= one) return Form::kDense;
+  return four <= one ? Form::kBlock4x4 : Form::kBlock1x4;
+}
+
+size_t count_blocks4x4(int rows, const BlockList& blocks) {
+  size_t total = 0;
+  std::vector<uint16_t> seen;
+  for (int row = 0; row < rows; row += 4) {
+    seen.assign(blocks.index + blocks.start[row], blocks.index + blocks.start[std::min(row + 4, rows)]);
+    std::sort(seen.begin(), seen.end());
+    total += static_cast<size_t>(std::unique(seen.begin(), seen.end()) - seen.begin());
+  }
+  return total;
+}
+
+namespace {
+
+int32_t word_of(const int8_t* values) {
+  int32_t word;
+  std::memcpy(&word, values, 4);
+  return word;
+}
+
+// One piece in the 1x4 form: every row's list, padded to whole fours with words of zero.
+void fill_block1x4(Matrix::Piece& p, int rows, const BlockList& blocks, int first, int last) {
+  p.start.push_back(0);
+  for (int row = 0; row < rows; ++row) {
+    for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b) {
+      if (blocks.index[b] < first || blocks.index[b] >= last) continue;
+      p.index.push_back(static_cast<uint16_t>(blocks.index[b] - first));
+      p.words.push_back(word_of(blocks.values + 4 * b));
+    }
+    while (p.index.size() % 4) {
+      p.index.push_back(0);
+      p.words.push_back(0);
+    }
+    p.start.push_back(static_cast<uint32_t>(p.index.size()));
+  }
+}
+
+// One piece as row blocks of 4, with every group (dense) or only the groups that any of the four rows has (4x4).
+void fill_rows_of_four(Matrix::Piece& p, int rows, const BlockList& blocks, int first, int last, bool dense) {
+  const int groups = last - first;
+  std::vector<int32_t> block(static_cast<size_t>(groups) * 4);
+  std::vector<bool> occupied(static_cast<size_t>(groups));
+  if (!dense) p.start.push_back(0);
+  for (int top = 0; top < rows; top += 4) {
+    std::fill(block.begin(), block.end(), 0);
+    std::fill(occupied.begin(), occupied.end(), dense);
+    for (int row = top; row < std::min(top + 4, rows); ++row)
+      for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b) {
+        if (blocks.index[b] < first || blocks.index[b] >= last) continue;
+        const size_t group = static_cast<size_t>(blocks.index[b] - first);
+        block[group * 4 + static_cast<size_t>(row - top)] = word_of(blocks.values + 4 * b);
+        occupied[group] = true;
+      }
+    for (size_t group = 0; group < static_cast<size_t>(groups); ++group) {
+      if (!occupied[group]) continue;
+      if (!dense) p.index.push_back(static_cast<uint16_t>(group));
+      p.words.insert(p.words.end(), block.begin() + static_cast<long>(group * 4),
+                     block.begin() + static_cast<long>(group * 4 + 4));
+    }
+    if (!dense) p.start.push_back(static_cast<uint32_t>(p.index.size()));
+  }
+}
+
+}  // namespace
+
+Matrix make_matrix(int rows, int columns, const BlockList& blocks, const float* scale, const float* bias, Form form) {
+  Matrix m;
+  m.rows = rows;
+  m.columns = columns;
+  m.form = form;
+  m.scale.assign(scale, scale + rows);
+  m.bias.assign(bias, bias + rows);
+  const Pieces cut = pieces(columns);
+  for (int piece = 0; piece < cut.count; ++piece) {
+    Matrix::Piece p;
+    const int first = piece * cut.size, last = std::min(columns, first + cut.size);
+    p.columns = last - first;
+    const int first_group = first / 4, last_group = (last + 3) / 4;
+    if (form == Form::kBlock1x4)
+      fill_block1x4(p, rows, blocks, first_group, last_group);
+    else
+      fill_rows_of_four(p, rows, blocks, first_group, last_group, form == Form::kDense);
+    p.row_sum.assign(static_cast<size_t>(rows), 0);
+    for (int row = 0; row < rows; ++row)
+      for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b)
+        if (blocks.index[b] >= first_group && blocks.index[b] < last_group)
+          for (int j = 0; j < 4; ++j) p.row_sum[static_cast<size_t>(row)] += blocks.values[4 * b + static_cast<uint32_t>(j)];
+    p.index.shrink_to_fit();
+    p.words.shrink_to_fit();
+    m.parts.push_back(std::move(p));
+  }
+  return m;
+}
+
+}  // namespace thinbert

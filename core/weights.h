@@ -1,0 +1,81 @@
+// Weights as the engine uses them: matrices in the form their kernel reads, and views of everything else.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace thinbert {
+
+// How a matrix is multiplied. Chosen per matrix by what it costs on this machine (see plan).
+enum class Form : int { kDense = 0, kBlock4x4 = 1, kBlock1x4 = 2 };
+
+// Columns of a matrix [N, K] that share one quantisation of their inputs: a piece of K small enough that its byte tile stays
+// in the L1 cache, with its own scale and zero point per token. A finer scale costs nothing and rounds less.
+constexpr int kGroupColumns = 768;
+
+// Pieces of K columns: as few as fit, of equal size, each a multiple of 16.
+struct Pieces {
+  int count, size;
+};
+inline Pieces pieces(int columns) {
+  const int count = columns > 0 ? (columns + kGroupColumns - 1) / kGroupColumns : 1;
+  const int size = ((columns + count - 1) / count + 15) / 16 * 16;
+  return {count, size};
+}
+
+// A matrix [N, K] of s8 weights, planned for one instruction set. Rows are padded to a multiple of 4 with zeros.
+struct Matrix {
+  struct Piece {
+    int columns = 0;                // of K, up to `Pieces::size`
+    std::vector<uint32_t> start;    // sparse: first block of each row (1x4) or row block (4x4), and the end
+    std::vector<uint16_t> index;    // sparse: group of four columns of each block
+    std::vector<int32_t> words;     // weights, in the order of the kernel
+    std::vector<int32_t> row_sum;   // [N] sum of the piece's weights
+  };
+  int rows = 0, columns = 0;
+  Form form = Form::kDense;
+  std::vector<Piece> parts;
+  std::vector<float> scale, bias;  // [N]
+
+  size_t bytes() const;
+};
+
+// Row-wise list of the occupied 1x4 blocks of a matrix: the form of the packed file.
+struct BlockList {
+  const uint32_t* start;   // [N + 1]
+  const uint16_t* index;   // [blocks] group of four columns, rising within a row
+  const int8_t* values;    // [blocks][4]
+};
+
+// Nanoseconds for one vector of 16 tokens and one block: 16 weights dense or 4x4, 4 weights 1x4. Only ratios matter.
+struct Costs {
+  double dense, block4x4, block1x4;
+};
+
+// The cheapest form for a matrix with so many occupied blocks.
+Form plan(const Costs& costs, int rows, int columns, size_t blocks4x4, size_t blocks1x4);
+
+Matrix make_matrix(int rows, int columns, const BlockList& blocks, const float* scale, const float* bias, Form form);
+size_t count_blocks4x4(int rows, const BlockList& blocks);
+
+// Embedding table of s8 rows with one scale each.
+struct Table {
+  const int8_t* values = nullptr;
+  const float* scale = nullptr;
+  int rows = 0;
+};
+
+struct Norm {
+  std::vector<float> weight, bias;
+};
+
+struct Layer {
+  Matrix query, key, value, output, ffn_in, ffn_out;
+  Norm attention_norm, ffn_norm;
+  int heads = 0, ffn = 0;
+};
+
+}  // namespace thinbert

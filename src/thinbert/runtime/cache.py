@@ -1,0 +1,52 @@
+"""Models packed on their first use, kept in the user's cache by what they hold."""
+
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from thinbert.errors import ModelError
+from thinbert.model.checkpoint import Checkpoint, read_checkpoint, read_json
+from thinbert.model.pack import VERSION, is_packed, pack
+
+CACHE_VARIABLE = "THINBERT_CACHE"
+_log = logging.getLogger("thinbert")
+
+
+def cache_folder() -> Path:
+    """THINBERT_CACHE, else thinbert in XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get(CACHE_VARIABLE):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache").expanduser()) / "thinbert"
+
+
+def packed(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint itself if it is packed, else its packed form: from the cache, or made now and kept there.
+
+    Raises:
+        ModelError: the cache cannot be written.
+    """
+    if is_packed(read_json(checkpoint.folder / "config.json")):
+        return checkpoint
+    target = cache_folder() / f"packed-{VERSION}" / checkpoint.sha256()
+    try:
+        if not (target / "config.json").exists():
+            _log.info("packing %s into %s (once)", checkpoint.name, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # beside its place, then moved: two processes may pack at once, and the first to finish wins
+            with tempfile.TemporaryDirectory(dir=target.parent) as work:
+                pack(checkpoint, Path(work) / "model")
+                try:
+                    (Path(work) / "model").rename(target)
+                except OSError:
+                    if not (target / "config.json").exists():
+                        shutil.rmtree(target, ignore_errors=True)
+                        (Path(work) / "model").rename(target)
+    except OSError as e:
+        raise ModelError(
+            f"{target}: cannot be written: {e.strerror}; set {CACHE_VARIABLE}, or load with precision float32"
+        ) from e
+    return replace(read_checkpoint(target), name=checkpoint.name)

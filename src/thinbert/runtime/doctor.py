@@ -1,0 +1,124 @@
+"""What this machine makes of the engine: what it runs with, why, and what each sparsity pattern is worth."""
+
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thinbert._core import cpu_features, instruction_sets
+from thinbert.api import Reference, load
+from thinbert.model.checkpoint import read_checkpoint
+from thinbert.runtime.cache import cache_folder, packed
+from thinbert.runtime.engine import ISA_VARIABLE, Engine, choose_isa, choose_threads, costs
+
+DENSITIES = (0.5, 0.35, 0.2, 0.1)
+
+
+def examine(model: str | None = None) -> dict[str, Any]:
+    """Everything `thinbert doctor` prints; with a model, also the form planned for each of its matrices."""
+    isa = choose_isa()
+    features = cpu_features()
+    sets = [
+        {
+            "name": name,
+            "built": built,
+            "usable": built and supported,
+            "missing": [f for f in needs if f not in features],
+        }
+        for name, needs, built, supported in instruction_sets()
+    ]
+    forced = os.environ.get(ISA_VARIABLE)
+    report: dict[str, Any] = {
+        "processor": _processor(),
+        "features": features,
+        "isa": isa,
+        "why": f"{ISA_VARIABLE} says so" if forced else "the best this processor has",
+        "threads": choose_threads(),
+        "instruction_sets": sets,
+        "cache": str(cache_folder()),
+        "costs_ns": dict(zip(("dense", "4x4", "1x4"), costs(isa), strict=True)),
+        "speedups": [speedups(isa, density) for density in DENSITIES],
+    }
+    if model is not None:
+        engine = Engine(packed(read_checkpoint(model)))
+        report |= {"model": model, "plan": engine.forms}
+    return report
+
+
+def speedups(isa: str, density: float) -> dict[str, float]:
+    """How many times faster than dense a matrix of this density is, by the measured cost of its blocks, in the form the
+    engine would choose. Unstructured weights at density p occupy 1 - (1 - p)^4 of the 1x4 blocks, and 1 - (1 - p)^16 of
+    the 4x4 blocks."""
+    dense, four, one = costs(isa)
+
+    def best(blocks4x4: float, blocks1x4: float) -> float:  # shares of blocks that are occupied
+        return dense / min(dense, four * blocks4x4, 4 * one * blocks1x4)
+
+    return {
+        "density": density,
+        "1x4": best(1 - (1 - density) ** 4, density),
+        "4x4": best(density, density),
+        "unstructured": best(1 - (1 - density) ** 16, 1 - (1 - density) ** 4),
+    }
+
+
+def time_model(
+    model: str, *, tokens: int, batch: int = 1, rounds: int = 50, threads: int | None = None
+) -> dict[str, Any]:
+    """Median milliseconds of one forward pass over `batch` random sequences of `tokens` tokens, in the engine.
+
+    The logits are first compared with the float32 reference's: the difference is what int8 costs on random tokens.
+
+    Raises:
+        InputError: sequences longer than the model takes.
+    """
+    loaded = load(model, threads=threads)
+    engine = loaded.runtime
+    assert isinstance(engine, Engine)
+    random = np.random.RandomState(0)
+    ids = random.randint(0, loaded.config.vocabulary, tokens * batch).astype(np.int32)
+    types = np.zeros(tokens * batch, np.int32)
+    lengths = [tokens] * batch
+    ours = engine.first_tokens(ids, types, lengths)
+    resident = _resident_mb()
+    exact = Reference(read_checkpoint(model)).first_tokens(ids, types, lengths)
+    times = []
+    for _ in range(rounds + 3):
+        started = time.perf_counter()
+        engine.first_tokens(ids, types, lengths)
+        times.append(1e3 * (time.perf_counter() - started))
+    low, median, high = statistics.quantiles(times[3:], n=4)
+    return {
+        "median_ms": median,
+        "spread_ms": high - low,
+        "tokens_per_second": 1e3 * tokens * batch / median,
+        "model": model,
+        "tokens": tokens,
+        "batch": batch,
+        "isa": engine.isa,
+        "threads": engine.threads,
+        "resident_mb": resident,
+        "largest_difference": float(np.abs(ours - exact).max()),
+        "size": float(np.abs(exact).max()),
+    }
+
+
+def _resident_mb() -> float:
+    """Resident memory of this process in MB (10^6 bytes)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # no /proc
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,160 @@
+"""The native engine from Python: which instruction set, how many threads, and one call per batch."""
+
+import os
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from thinbert._core import Encoder, Matrix, cpu_features, instruction_sets, measure_costs
+from thinbert.errors import InputError, ModelError
+from thinbert.model.checkpoint import Checkpoint
+from thinbert.model.config import ACTIVATIONS
+from thinbert.model.families import FAMILIES
+from thinbert.model.quantize import SCALE_SUFFIX, quantize_rows
+from thinbert.model.weights import Array, Ints
+
+ISA_VARIABLE, THREADS_VARIABLE = "THINBERT_ISA", "THINBERT_THREADS"
+HEAD_SIZES = (32, 64)
+FORMS = ("dense", "4x4", "1x4")  # by the numbers of core/weights.h
+
+_SPAN, _FIRST, _HIDDEN = 0, 1, 2  # what core/python.cc is asked for
+
+
+def choose_isa(name: str | None = None) -> str:
+    """The instruction set to use: `name`, THINBERT_ISA, or the best this processor has.
+
+    Raises:
+        InputError: it is unknown, was not built in, or is not on this CPU.
+    """
+    sets = instruction_sets()
+    wanted = name or os.environ.get(ISA_VARIABLE)
+    if not wanted:
+        return str(next(n for n, _, built, supported in sets if built and supported))
+    for known, needs, built, supported in sets:
+        if known == wanted:
+            if not built:
+                raise InputError(f"instruction set {wanted} is not built into this thinbert")
+            if not supported:
+                missing = ", ".join(f for f in needs if f not in cpu_features())
+                raise InputError(f"instruction set {wanted} is not on this CPU: it lacks {missing}")
+            return wanted
+    raise InputError(f"unknown instruction set {wanted!r}; known are {', '.join(n for n, *_ in sets)}")
+
+
+def choose_threads(threads: int | None = None) -> int:
+    """How many threads to use: `threads`, THINBERT_THREADS, or the cores this process may use (affinity and cgroup)."""
+    if threads is None and (text := os.environ.get(THREADS_VARIABLE)):
+        if not text.isdecimal():
+            raise InputError(f"{THREADS_VARIABLE} is {text!r}; expected a number of threads")
+        threads = int(text)
+    if threads is None:
+        return usable_cores()
+    if not 1 <= threads <= 1024:
+        raise InputError(f"{threads} threads; expected from 1 to 1024")
+    return threads
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: its affinity, less where a cgroup limits its share of time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup, or an old one
+    return cores
+
+
+@cache
+def costs(isa: str) -> tuple[float, ...]:
+    """Nanoseconds for a block in each of FORMS, measured once per process."""
+    return tuple(measure_costs(isa))
+
+
+class Engine:
+    """An encoder in the native engine. One batch runs at a time; calls from several threads wait for each other."""
+
+    def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None, isa: str | None = None) -> None:
+        """
+        Raises:
+            ModelError: the encoder has a shape the engine does not run.
+            InputError: the threads or instruction set asked for cannot be had.
+        """
+        config = checkpoint.config
+        if config.head_size not in HEAD_SIZES:
+            raise ModelError(
+                f"model {checkpoint.name} has heads of size {config.head_size}; the engine runs {HEAD_SIZES}. "
+                'Load it with precision="float32"'
+            )
+        self._pid = os.getpid()
+        self.isa, self.threads = choose_isa(isa), choose_threads(threads)
+        self._core = Encoder(
+            self.isa,
+            self.threads,
+            config.width,
+            config.head_size,
+            ACTIVATIONS.index(config.activation),
+            config.norm_eps if config.norm == "layer_norm" else -1.0,
+            list(costs(self.isa)),
+        )
+        family = FAMILIES[config.family]
+        stems = {field: family.prefix + stem for field, stem in family.embeddings.items()}
+        tables = [_table(checkpoint, stem) for field, stem in stems.items() if field != "norm"]
+        self._core.set_embeddings(tables, *_norm(checkpoint, stems["norm"]))
+        self.forms: list[dict[str, str]] = []  # of each layer's matrices
+        for i in range(config.layers):
+            stems = {field: family.prefix + stem.format(i=i) for field, stem in family.layer.items()}
+            matrices = {f: _matrix(checkpoint, stem) for f, stem in stems.items() if not f.endswith("_norm")}
+            norms = (*_norm(checkpoint, stems["attention_norm"]), *_norm(checkpoint, stems["ffn_norm"]))
+            forms = self._core.add_layer(config.heads[i], config.ffn[i], list(matrices.values()), *norms)
+            self.forms.append({field: FORMS[form] for field, form in zip(matrices, forms, strict=True)})
+        span = checkpoint.span()
+        if span is not None:
+            self._core.set_span(span.weight, span.bias)
+
+    def span_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        """Start and end logits [T, 2] of ragged sequences."""
+        return self._run(token_ids, token_types, lengths, _SPAN)
+
+    def first_tokens(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        """Hidden states [B, D] of each sequence's first token."""
+        return self._run(token_ids, token_types, lengths, _FIRST)
+
+    def hidden(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        """Hidden states [T, D] after the last layer."""
+        return self._run(token_ids, token_types, lengths, _HIDDEN)
+
+    def _run(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int], what: int) -> Array:
+        if os.getpid() != self._pid:
+            raise ModelError("this model was loaded before a fork, and its threads stayed behind; load it in the child")
+        try:
+            return np.asarray(
+                self._core.forward(
+                    np.ascontiguousarray(token_ids, np.int32),
+                    np.ascontiguousarray(token_types, np.int32),
+                    np.array(lengths, np.int32),
+                    what,
+                )
+            )
+        except ValueError as e:
+            raise InputError(str(e)) from e
+
+
+def _norm(checkpoint: Checkpoint, stem: str) -> tuple[Array, Array]:
+    return checkpoint.array(f"{stem}.weight"), checkpoint.array(f"{stem}.bias")
+
+
+def _matrix(checkpoint: Checkpoint, stem: str) -> Matrix:
+    b = checkpoint.blocks(f"{stem}.weight")
+    scale = np.require(b.scale, requirements=["C", "A"])
+    return Matrix(b.rows, b.columns, b.start, b.index, b.values, scale, checkpoint.array(f"{stem}.bias"))
+
+
+def _table(checkpoint: Checkpoint, name: str) -> tuple[np.ndarray, Array]:
+    """An embedding table as int8 rows, read in place where it is stored so."""
+    if name in checkpoint.tensors and checkpoint.tensors[name].dtype == np.int8:
+        return checkpoint.tensors[name], np.require(checkpoint.tensors[name + SCALE_SUFFIX], requirements=["C", "A"])
+    return quantize_rows(checkpoint.array(name))

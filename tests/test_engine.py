@@ -1,0 +1,272 @@
+"""The native engine: equal to its NumPy twin, and the same to the last bit on every instruction set."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import int8_twin
+import tiny
+from thinbert._core import Encoder, Matrix, instruction_sets
+from thinbert.api import Model, Reference, load
+from thinbert.errors import InputError, ModelError
+from thinbert.model.blocks import to_blocks
+from thinbert.model.checkpoint import Checkpoint, read_checkpoint
+from thinbert.model.config import ACTIVATIONS
+from thinbert.model.families import FAMILIES
+from thinbert.model.quantize import quantize_rows
+from thinbert.runtime.engine import FORMS, Engine, choose_isa, choose_threads, usable_cores
+
+ISAS = [name for name, _, built, supported in instruction_sets() if built and supported]
+LENGTHS = [9, 1, 23, 64, 16, 17, 48]
+
+
+def checkpoint_of(folder: Path, config: dict[str, Any], block: tuple[int, int] | None = None) -> Checkpoint:
+    distil = config["model_type"] == "distilbert"
+    tensors = tiny.distilbert_tensors(config) if distil else tiny.bert_tensors(config)
+    if block:
+        for seed, stem in enumerate(tiny.linear_stems(config)):
+            tiny.prune(tensors, stem, 0.3, block, seed)
+    return read_checkpoint(tiny.write_model(folder / "m", config, tensors))
+
+
+MODELS = [
+    pytest.param(tiny.bert_config(), None, id="dense"),
+    pytest.param(tiny.bert_config(), (1, 4), id="1x4"),
+    pytest.param(tiny.bert_config(), (4, 1), id="4x1"),
+    pytest.param(tiny.bert_config(num_attention_heads=2), (32, 32), id="32x32-heads-of-64"),
+    pytest.param(tiny.bert_config(), (1, 1), id="unstructured"),
+    pytest.param(tiny.bert_config(hidden_act="gelu_new"), None, id="gelu_new"),
+    pytest.param(tiny.bert_config(hidden_act="relu", intermediate_size=203), None, id="relu-odd-width"),
+    pytest.param(tiny.bert_config(intermediate_size=1600, num_hidden_layers=1), (1, 4), id="three-pieces"),
+    pytest.param(tiny.bert_config(layer_norm_type="no_norm", num_hidden_layers=1), None, id="no_norm"),
+    pytest.param(tiny.distilbert_config(), None, id="distilbert"),
+]
+
+
+@pytest.mark.parametrize(("config", "block"), MODELS)
+def test_engine_is_its_numpy_twin(tmp_path: Path, config: dict[str, Any], block: tuple[int, int] | None) -> None:
+    # one layer: where a value lies between two steps, the other rounding moves everything after it a little
+    config = {**config, "num_hidden_layers": 1, "n_layers": 1}
+    checkpoint = checkpoint_of(tmp_path, config, block)
+    ids, types, lengths = tiny.ragged(LENGTHS, token_types=config["model_type"] == "bert")
+    engine = Engine(checkpoint).hidden(ids, types, lengths)
+    twin = int8_twin.hidden(checkpoint, ids, types, lengths)
+    exact = Reference(checkpoint).hidden(ids, types, lengths)
+    size = np.abs(exact).max()
+    apart = np.abs(engine - twin).max(axis=1) / size
+    assert np.mean(apart < 1e-5) > 0.7
+    assert apart.max() < 2e-2
+    # and the twin is not just any approximation: it is far closer to the engine than float arithmetic is
+    assert np.abs(engine - twin).mean() < 0.1 * np.abs(engine - exact).mean()
+    assert np.abs(engine - exact).mean() < 2e-2 * size
+
+
+def forced(checkpoint: Checkpoint, isa: str, form: int, threads: int) -> Encoder:
+    """An engine with every matrix in one form."""
+    config, family = checkpoint.config, FAMILIES[checkpoint.config.family]
+    encoder = Encoder(
+        isa, threads, config.width, config.head_size, ACTIVATIONS.index(config.activation), 1e-12, [1.0, 1.0, 1.0]
+    )
+    names = {f: family.prefix + stem for f, stem in family.embeddings.items()}
+    tables = [quantize_rows(checkpoint.array(names[f])) for f in ("token", "position", "token_type")]
+    norm = checkpoint.norm(names["norm"])
+    encoder.set_embeddings(tables, norm.weight, norm.bias)
+    for i in range(config.layers):
+        layer = checkpoint.layer(i)
+        matrices = []
+        for field in ("query", "key", "value", "attention_output", "ffn_in", "ffn_out"):
+            linear = getattr(layer, field)
+            b = to_blocks(*quantize_rows(linear.weight))
+            matrices.append(Matrix(b.rows, b.columns, b.start, b.index, b.values, b.scale, linear.bias))
+        norms = (layer.attention_norm, layer.ffn_norm)
+        parts = [part for n in norms for part in (n.weight, n.bias)]
+        given = encoder.add_layer(config.heads[i], config.ffn[i], matrices, *parts, form)
+        assert given == [form] * 6
+    return encoder
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bit_equal_on_every_instruction_set_form_and_thread_count(tmp_path: Path, activation: str) -> None:
+    config = tiny.bert_config(hidden_act=activation, intermediate_size=803)
+    checkpoint = checkpoint_of(tmp_path, config, None)
+    ids, types, lengths = tiny.ragged(LENGTHS)
+    counts = np.array(lengths, np.int32)
+    expected = forced(checkpoint, "generic", 0, 1).forward(ids, types, counts, 2)
+    assert "generic" in ISAS
+    for isa in ISAS:
+        for form in range(len(FORMS)):
+            for threads in (1, 2, 3):
+                encoder = forced(checkpoint, isa, form, threads)
+                assert (encoder.isa, encoder.threads) == (isa, threads)
+                got = encoder.forward(ids, types, counts, 2)
+                np.testing.assert_array_equal(got, expected, err_msg=f"{isa}, {FORMS[form]}, {threads} threads")
+
+
+def test_extreme_bytes_do_not_saturate(tmp_path: Path) -> None:
+    """All weights at the ends of their range, and activations too: where 16-bit shortcuts overflow."""
+    config = tiny.bert_config(num_hidden_layers=1, hidden_act="relu")
+    tensors = tiny.bert_tensors(config)
+    for name in tensors:
+        if name.endswith("intermediate.dense.weight"):
+            tensors[name] = np.ones_like(tensors[name])
+        if name.endswith("output.LayerNorm.bias"):
+            tensors[name] = np.full_like(tensors[name], 50)
+    checkpoint = read_checkpoint(tiny.write_model(tmp_path / "m", config, tensors))
+    ids, types, lengths = tiny.ragged([20])
+    expected = int8_twin.hidden(checkpoint, ids, types, lengths)
+    for isa in ISAS:
+        got = Engine(checkpoint, isa=isa).hidden(ids, types, lengths)
+        assert np.abs(got - expected).mean() < 1e-3 * np.abs(expected).max()
+
+
+def test_batching_changes_nothing(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path, tiny.bert_config(), (1, 4))
+    engine = Engine(checkpoint)
+    ids, types, lengths = tiny.ragged(LENGTHS)
+    together, start = engine.span_logits(ids, types, lengths), 0
+    for n in lengths:
+        at = slice(start, start + n)
+        np.testing.assert_array_equal(engine.span_logits(ids[at], types[at], [n]), together[at])
+        start += n
+
+
+def test_same_answers_as_float(default_model: Model) -> None:
+    reference = load("default", precision="float32")
+    context = (
+        "Frédéric Chopin (1 March 1810 – 17 October 1849) was a Polish composer and pianist. "
+        "The Eiffel Tower stands on the Champ de Mars in Paris and is named after the engineer Gustave Eiffel. "
+        "Bread is made from flour and water."
+    )
+    for question in (
+        "When did Chopin live?",
+        "What was Chopin's nationality?",
+        "Where is the Eiffel Tower?",
+        "Who is the Eiffel Tower named after?",
+        "What is bread made from?",
+    ):
+        ours, theirs = default_model.read(question, [context]), reference.read(question, [context])
+        assert ours.answers[0].text == theirs.answers[0].text
+        assert ours.answers[0].score == pytest.approx(theirs.answers[0].score, abs=0.1)
+
+
+def test_many_python_threads_share_an_engine(tmp_path: Path) -> None:
+    engine = Engine(checkpoint_of(tmp_path, tiny.bert_config()))
+    inputs = [tiny.ragged([5 + i], seed=i) for i in range(16)]
+    expected = [engine.span_logits(*i) for i in inputs]
+    got: list[Any] = [None] * len(inputs)
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            got[i] = engine.span_logits(*inputs[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_after_a_fork(tmp_path: Path, tiny_folder: Path) -> None:
+    code = (
+        "import os, sys, thinbert\nm = thinbert.load(sys.argv[1])\nif os.fork() == 0:\n"
+        "    try: m.answer('who', 'the tower')\n"
+        "    except thinbert.ModelError as e: print(e, flush=True)\n    os._exit(0)\n"
+        "os.wait()\nprint(m.answer('who', 'the tower').text)"
+    )
+    command = [sys.executable, "-c", code, str(tiny_folder)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert out[0] == "this model was loaded before a fork, and its threads stayed behind; load it in the child"
+    assert out[1]
+
+
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_forced_instruction_set_is_the_one_that_runs(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for isa in ISAS:
+        monkeypatch.setenv("THINBERT_ISA", isa)
+        assert load(tiny_folder).runtime._core.isa == isa  # type: ignore[attr-defined]
+    monkeypatch.delenv("THINBERT_ISA")
+    assert choose_isa() == ISAS[0]
+
+
+def test_instruction_sets_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="unknown instruction set 'sse9'; known are avx512vnni, avx2, generic"):
+        choose_isa("sse9")
+    sets = [
+        ("avx512vnni", ["avx512_vnni", "avx2"], True, False),
+        ("avx2", ["avx2"], False, True),
+        ("generic", [], True, True),
+    ]
+    monkeypatch.setattr("thinbert.runtime.engine.instruction_sets", lambda: sets)
+    monkeypatch.setattr("thinbert.runtime.engine.cpu_features", lambda: ["avx2"])
+    with pytest.raises(InputError, match="instruction set avx512vnni is not on this CPU: it lacks avx512_vnni"):
+        choose_isa("avx512vnni")
+    with pytest.raises(InputError, match="instruction set avx2 is not built into this thinbert"):
+        choose_isa("avx2")
+    assert choose_isa() == "generic"
+
+
+def test_threads(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_threads() == usable_cores() >= 1
+    monkeypatch.setenv("THINBERT_THREADS", "3")
+    assert choose_threads() == 3
+    assert choose_threads(1) == 1
+    assert load(tiny_folder).runtime.threads == 3  # type: ignore[attr-defined]
+    for bad in (0, -1, 5000):
+        with pytest.raises(InputError, match=f"{bad} threads; expected from 1 to 1024"):
+            choose_threads(bad)
+    monkeypatch.setenv("THINBERT_THREADS", "many")
+    with pytest.raises(InputError, match="THINBERT_THREADS is 'many'; expected a number of threads"):
+        choose_threads()
+    os.sched_setaffinity(0, affinity := os.sched_getaffinity(0))
+    assert usable_cores() <= len(affinity)
+
+
+def test_precisions(tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match="precision 'int4'; thinbert computes in int8 or float32"):
+        load(tiny_folder, precision="int4")
+
+
+def test_head_sizes_the_engine_does_not_run(tmp_path: Path) -> None:
+    config = tiny.bert_config(hidden_size=96, num_attention_heads=2)
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    with pytest.raises(ModelError, match=r'has heads of size 48; the engine runs .* Load it with precision="float32"'):
+        load(folder)
+    assert load(folder, precision="float32").answer("who", "the tower")
+
+
+def test_bad_calls_are_refused(tiny_folder: Path) -> None:
+    runtime = load(tiny_folder).runtime
+    one = np.zeros(1, np.int32)
+    for arguments, message in (
+        ((one, np.zeros(2, np.int32), [1]), "ids and types differ in length"),
+        ((one, one, [2]), "lengths do not sum to the number of tokens"),
+        ((one, one, [0]), "a length out of range"),
+        ((np.zeros(65, np.int32), np.zeros(65, np.int32), [65]), "a length out of range"),
+        ((one + 10_000, one, [1]), "a token id out of range"),
+        ((one - 1, one, [1]), "a token id out of range"),
+        ((one, one + 2, [1]), "a token type out of range"),
+    ):
+        with pytest.raises(InputError, match=message):
+            runtime.span_logits(*arguments)
+
+
+def test_arrays_are_not_converted() -> None:
+    zeros = np.zeros(2, np.float32)
+    start, index, values = np.zeros(3, np.uint32), np.zeros(0, np.uint16), np.zeros((0, 4), np.int8)
+    Matrix(2, 4, start, index, values, zeros, zeros)
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        Matrix(2, 4, start.astype(np.int64), index, values, zeros, zeros)
+    with pytest.raises(ValueError, match="index past the columns"):
+        Matrix(
+            1, 4, np.array([0, 1], np.uint32), np.array([1], np.uint16), np.ones((1, 4), np.int8), zeros[:1], zeros[:1]
+        )

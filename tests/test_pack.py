@@ -1,0 +1,232 @@
+"""Packing: exact compaction, the packed folder and its checks, and the cache of models packed on first use."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import tiny
+from thinbert.api import Reference, load
+from thinbert.errors import ModelError
+from thinbert.model import reference
+from thinbert.model.blocks import fault, to_blocks, to_dense
+from thinbert.model.checkpoint import read_checkpoint
+from thinbert.model.compact import compact
+from thinbert.model.pack import pack
+from thinbert.runtime.cache import cache_folder
+
+
+def hybrid(block: tuple[int, int] = (8, 8)) -> tuple[dict[str, Any], tiny.Tensors]:
+    """A zero-filled model of every kind of dead part: heads without values (with a value bias) or outputs, neurons
+    without inputs (with a bias) or outputs, and zero blocks in what is left."""
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    for layer in range(2):
+        stem = f"bert.encoder.layer.{layer}"
+        for seed, name in enumerate(("self.query", "self.key", "self.value", "output.dense")):
+            tiny.prune(tensors, f"{stem}.attention.{name}", 0.6, block, seed + 10 * layer)
+        tensors[f"{stem}.attention.self.value.weight"][:32] = 0
+        tensors[f"{stem}.intermediate.dense.weight"][100:180] = 0
+        tensors[f"{stem}.output.dense.weight"][:, :60] = 0
+    tensors["bert.encoder.layer.1.attention.output.dense.weight"][:, 96:] = 0
+    tensors["bert.encoder.layer.0.attention.self.query.weight"][64:96] = 0  # not dead: averages its values
+    return config, tensors
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_compaction_is_exact(tmp_path: Path, activation: str) -> None:
+    config, tensors = hybrid()
+    config["hidden_act"] = activation
+    source = read_checkpoint(tiny.write_model(tmp_path / "source", config, tensors))
+    whole = source.weights()
+    cut = compact(source.config, whole.layers)
+    assert [int(k.sum()) for k in cut.heads] == [3, 2]
+    assert [int(k.sum()) for k in cut.neurons] == [256 - 60 - 80] * 2
+    inputs = tiny.ragged([20, 7])
+    expected = reference.encode(whole, source.config, *inputs)
+    got = reference.encode(replace(whole, layers=cut.layers), source.config, *inputs)
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+    # and what is written says the same
+    pack(source, tmp_path / "packed")
+    packed = read_checkpoint(tmp_path / "packed")
+    assert packed.config.heads == (3, 2)
+    assert packed.config.ffn == (256 - 60 - 80,) * 2
+    assert packed.config.original_heads == 4
+    rounded = Reference(packed).hidden(*inputs)
+    assert np.abs(rounded - expected).mean() < 1e-2 * np.abs(expected).max()
+
+
+def test_pruned_heads_keep_their_numbers(tmp_path: Path) -> None:
+    config, tensors = hybrid()
+    cut, _ = tiny.cut_heads(tensors, config, {0: [3], 1: [1]})
+    config["pruned_heads"] = {"0": [3], "1": [1]}
+    pack(read_checkpoint(tiny.write_model(tmp_path / "source", config, cut)), tmp_path / "packed")
+    described = json.loads((tmp_path / "packed" / "config.json").read_text())
+    assert described["pruned_heads"] == {"0": [0, 3], "1": [0, 1, 3]}
+
+
+@pytest.mark.parametrize("block", [(1, 4), (4, 1), (32, 32), (1, 1)])
+def test_packed_answers_as_the_portable_model_does(tmp_path: Path, block: tuple[int, int]) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    for seed, stem in enumerate(tiny.linear_stems(config)):
+        tiny.prune(tensors, stem, 0.2, block, seed)
+    source = tiny.write_model(tmp_path / "source", config, tensors)
+    pack(read_checkpoint(source), tmp_path / "packed")
+    inputs = tiny.ragged([20, 7])
+    exact = load(source, precision="float32").forward(*inputs)
+    for model in (load(source), load(tmp_path / "packed")):
+        assert np.abs(model.forward(*inputs) - exact).max() < 0.05 * np.abs(exact).max()
+    np.testing.assert_array_equal(load(source).forward(*inputs), load(tmp_path / "packed").forward(*inputs))
+
+
+def test_size_of_an_80_percent_1x4_encoder(tmp_path: Path) -> None:
+    config = tiny.bert_config(hidden_size=256, intermediate_size=1024)
+    tensors = tiny.bert_tensors(config)
+    for seed, stem in enumerate(tiny.linear_stems(config)):
+        tiny.prune(tensors, stem, 0.2, (1, 4), seed)
+    pack(read_checkpoint(tiny.write_model(tmp_path / "source", config, tensors)), tmp_path / "packed")
+    stored = load_file(tmp_path / "packed" / "model.safetensors")
+    packed = sum(t.nbytes for n, t in stored.items() if ".layer." in n and "LayerNorm" not in n)
+    dense = sum(tensors[f"{stem}.weight"].size for stem in tiny.linear_stems(config))
+    assert packed < 0.4 * dense
+
+
+def test_not_onto_itself(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    with pytest.raises(ModelError, match="is the model's own folder; give another to pack into"):
+        pack(read_checkpoint(folder), folder)
+
+
+# --- block lists ------------------------------------------------------------------------------------------------------
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 21), density=st.floats(0, 1), seed=st.integers(0, 999))
+def test_blocks_and_back(rows: int, columns: int, density: float, seed: int) -> None:
+    random = np.random.RandomState(seed)
+    values = (random.randint(-127, 128, (rows, columns)) * (random.uniform(size=(rows, columns)) < density)).astype(
+        np.int8
+    )
+    blocks = to_blocks(values, np.ones(rows, np.float32))
+    assert fault(blocks.start, blocks.index, blocks.values, rows=rows, columns=columns) is None
+    np.testing.assert_array_equal(to_dense(blocks), values)
+
+
+@given(data=st.data())
+def test_every_broken_list_is_noticed(data: st.DataObject) -> None:
+    """Whatever is changed in a list, either it is refused or it is still a list within bounds."""
+    values = np.random.RandomState(0).randint(-127, 128, (5, 16)).astype(np.int8)
+    values[1] = 0
+    b = to_blocks(values, np.ones(5, np.float32))
+    start, index = b.start.copy(), b.index.copy()
+    target = data.draw(st.sampled_from([start, index]))
+    target[data.draw(st.integers(0, len(target) - 1))] = data.draw(st.integers(0, 60_000))
+    if fault(start, index, b.values, rows=5, columns=16) is None:
+        assert start[0] == 0
+        assert start[-1] == len(index)
+        assert (np.diff(start.astype(int)) >= 0).all()
+        assert index.max() < 4
+
+
+@pytest.fixture
+def packed_folder(tmp_path: Path) -> Path:
+    config = tiny.bert_config(num_hidden_layers=1)
+    tensors = tiny.bert_tensors(config)
+    for seed, stem in enumerate(tiny.linear_stems(config)):
+        tiny.prune(tensors, stem, 0.2, (1, 4), seed)
+    pack(read_checkpoint(tiny.write_model(tmp_path / "source", config, tensors)), tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[QUERY + "_index"].__setitem__(0, 32), "block index 32 past the last, 31"),
+        (lambda t: t[QUERY + "_index"].__setitem__(1, t[QUERY + "_index"][0]), "do not rise within a row"),
+        (lambda t: t[QUERY + "_start"].__setitem__(5, 60_000), "rows do not partition the"),
+        (lambda t: t[QUERY + "_start"].__setitem__(0, 1), "rows do not partition the"),
+        (lambda t: t.__setitem__(QUERY + "_start", t[QUERY + "_start"][:-1].copy()), r"shapes \(128,\)"),
+        (
+            lambda t: t.__setitem__(QUERY + "_index", t[QUERY + "_index"].astype(np.uint32)),
+            "types uint32, uint32, int8",
+        ),
+        (lambda t: t.__setitem__(QUERY + "_values", t[QUERY + "_values"][:-1].copy()), "shapes"),
+        (lambda t: t.pop(QUERY + "_values"), f"missing {QUERY}_values"),
+        (lambda t: t.pop(QUERY + "_scale"), f"missing {QUERY}_scale"),
+        (lambda t: t[QUERY + "_scale"].__setitem__(0, np.nan), "found scales"),
+        (lambda t: t.__setitem__(QUERY, np.ones((128, 128), np.float32)), "is stored twice, whole and as blocks"),
+    ],
+)
+def test_hostile_packed_files(packed_folder: Path, change: Any, message: str) -> None:
+    file = packed_folder / "model.safetensors"
+    tensors = {n: t.copy() for n, t in load_file(file).items()}
+    change(tensors)
+    save_file(tensors, file)
+    with pytest.raises(ModelError, match=message):
+        load(packed_folder)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 1000, -1, -5000])
+def test_truncated_packed_files(packed_folder: Path, keep: int) -> None:
+    file = packed_folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        load(packed_folder)
+
+
+def test_other_versions_are_refused(packed_folder: Path) -> None:
+    config = json.loads((packed_folder / "config.json").read_text())
+    config["thinbert"]["packed"] = 2
+    (packed_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="packed with version 2 of the format; this thinbert reads version 1"):
+        load(packed_folder)
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_a_portable_model_is_packed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("THINBERT_CACHE", str(tmp_path / "cache"))
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    with caplog.at_level(logging.INFO, "thinbert"):
+        first = load(folder).answer("who", "the tower")
+        assert [r.message.startswith(f"packing {folder} into ") for r in caplog.records] == [True]
+        caplog.clear()
+        assert load(folder).answer("who", "the tower") == first
+        assert caplog.records == []
+    (made,) = (tmp_path / "cache" / "packed-1").iterdir()
+    assert {f.name for f in made.iterdir()} == {"config.json", "model.safetensors", "vocab.txt"}
+    # other weights, another entry
+    tiny.write_model(folder, config, tiny.bert_tensors(config, seed=5))
+    load(folder)
+    assert len(list((tmp_path / "cache" / "packed-1").iterdir())) == 2
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("THINBERT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "thinbert"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("THINBERT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        ModelError, match="cannot be written: Not a directory; set THINBERT_CACHE, or load with precision"
+    ):
+        load(tiny_folder)
+    assert load(tiny_folder, precision="float32")
