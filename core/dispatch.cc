@@ -30,19 +30,27 @@ std::vector<InstructionSet> instruction_sets() {
 }
 
 Costs measure_costs(const Kernels& kernels) {
-  // A piece of 256 rows x 768 columns, a fifth of its blocks kept; each form does its own share of it.
+  // A piece of 256 rows x 768 columns, about a fifth of its blocks kept; each form does its own share of it.
   constexpr int rows = 256, groups = 192, kept = 40, vectors = kMaxVectors;
   std::vector<uint8_t> memory(static_cast<size_t>(groups) * vectors * 64 + 64, 3);
   uint8_t* x = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-  std::vector<int32_t> acc(static_cast<size_t>(rows) * vectors * 16);
   std::vector<int32_t> words(static_cast<size_t>(rows) * groups, 0x01020304);
-  std::vector<uint32_t> start;
+  std::vector<uint32_t> start4x4, start1x4;
   std::vector<uint16_t> index;
+  std::vector<Quad> quads;
   for (int row = 0; row <= rows; ++row) {
-    start.push_back(static_cast<uint32_t>(row * kept));
-    for (int b = 0; b < kept && row < rows; ++b)
+    start4x4.push_back(static_cast<uint32_t>(row * kept));
+    start1x4.push_back(static_cast<uint32_t>(row * kept / 4));
+    for (int b = 0; b < kept && row < rows; ++b) {
       index.push_back(static_cast<uint16_t>((b * groups / kept + row * 7) % groups));
+      if (b % 4 == 0) quads.push_back({{}, {1, 2, 3, 4}});
+      quads.back().index[b % 4] = index.back();
+    }
   }
+  const std::vector<int32_t> sums(rows, 0), zeros(vectors * 16, 0);
+  const std::vector<float> ones(rows + vectors * 16, 1.0f);
+  std::vector<float> out(static_cast<size_t>(rows) * vectors * 16);
+  const Rows all = {rows, sums.data(), ones.data(), ones.data(), ones.data(), zeros.data(), true, out.data()};
   const auto best_of = [](auto run) {
     double best = 1e30;
     for (int round = 0; round < 5; ++round) {
@@ -52,11 +60,9 @@ Costs measure_costs(const Kernels& kernels) {
     }
     return best;
   };
-  const double one = best_of(
-      [&] { kernels.block1x4(start.data(), index.data(), words.data(), x, vectors, rows, acc.data()); });
-  const double four = best_of(
-      [&] { kernels.block4x4(start.data(), index.data(), words.data(), x, vectors, rows / 4, acc.data()); });
-  const double dense = best_of([&] { kernels.dense(words.data(), groups, x, vectors, rows / 4, acc.data()); });
+  const double one = best_of([&] { kernels.block1x4(start1x4.data(), quads.data(), x, vectors, all); });
+  const double four = best_of([&] { kernels.block4x4(start4x4.data(), index.data(), words.data(), x, vectors, all); });
+  const double dense = best_of([&] { kernels.dense(words.data(), groups, x, vectors, all); });
   return {dense / (rows / 4 * groups * vectors), four / (rows / 4 * kept * vectors), one / (rows * kept * vectors)};
 }
 

@@ -10,9 +10,6 @@
 namespace thinbert {
 namespace {
 
-// Rows computed at a time: their sums, 16 x 4 vectors x 64 bytes, must not drive the tile out of the L1 cache.
-constexpr int kChunk = 16;
-
 template <typename T>
 class Buffer {
  public:
@@ -68,7 +65,6 @@ struct ByteTile {
 struct Scratch {
   ByteTile input;        // of a width
   ByteTile inner;        // of one piece of the FFN
-  Buffer<int32_t> sums;  // [kChunk][V][16]
   Buffer<float> rows;    // [widest of heads, width, FFN piece][V][16]
   Buffer<float> result;  // [D][V][16]
   Buffer<float> scores;  // of two vectors of queries with every key
@@ -76,7 +72,6 @@ struct Scratch {
   Scratch(int width, int inner_columns, int keys)
       : input(width),
         inner(inner_columns),
-        sums(static_cast<size_t>(kChunk) * kMaxVectors * 16),
         rows(static_cast<size_t>(std::max(width, inner_columns)) * kMaxVectors * 16),
         result(static_cast<size_t>(width) * kMaxVectors * 16),
         scores(static_cast<size_t>(keys) * 2 * kLanes) {}
@@ -154,19 +149,23 @@ class Pass {
       const Sequence& sequence = sequences_[static_cast<size_t>(at.sequence)];
       const Table* tables[] = {&e_.token, &e_.position, &e_.token_type};
       const int count = e_.token_type.values ? 3 : 2;
+      const int8_t* rows[3][kLanes];
+      float scale[3][kLanes];
       for (int lane = 0; lane < kLanes; ++lane) {
-        float* lanes = out + v * kLanes + lane;
         const int place = at.first + std::min(lane, at.count - 1), token = sequence.first_token + place;
         const int32_t numbers[] = {ids_[token], place, types_[token]};
-        const int8_t* rows[3];
-        float scale[3] = {0, 0, 0};
-        for (int t = 0; t < 3; ++t) {
-          const int use = t < count ? t : 0;
-          rows[t] = tables[use]->values + static_cast<size_t>(numbers[use]) * D;
-          if (t < count && lane < at.count) scale[t] = tables[t]->scale[numbers[t]];
+        for (int t = 0; t < count; ++t) {
+          rows[t][lane] = tables[t]->values + static_cast<size_t>(numbers[t]) * D;
+          scale[t][lane] = lane < at.count ? tables[t]->scale[numbers[t]] : 0.0f;
         }
-        for (int f = 0; f < D; ++f)
-          lanes[static_cast<size_t>(f) * stride] = rows[0][f] * scale[0] + rows[1][f] * scale[1] + rows[2][f] * scale[2];
+      }
+      for (int f = 0; f < D; ++f) {
+        float* lanes = out + static_cast<size_t>(f) * stride + v * kLanes;
+        for (int lane = 0; lane < kLanes; ++lane) {
+          float sum = rows[0][lane][f] * scale[0][lane] + rows[1][lane][f] * scale[1][lane];
+          if (count == 3) sum += rows[2][lane][f] * scale[2][lane];
+          lanes[lane] = sum;
+        }
       }
     }
     k_.add_norm(out, nullptr, D, tile.vectors, e_.embedding_norm.weight.data(), e_.embedding_norm.bias.data(), e_.eps);
@@ -174,32 +173,25 @@ class Pass {
 
   // Rows row0 … row1 of one piece of a matrix times a piece of input: out = (first ? bias : out) + …, [row - row0][V][16].
   void multiply(const Matrix& m, int piece, int row0, int row1, const uint8_t* bytes, const float* scale,
-                const int32_t* zero, int vectors, bool first, int32_t* sums, float* out) const {
+                const int32_t* zero, int vectors, bool first, float* out) const {
     const Matrix::Piece& p = m.parts[static_cast<size_t>(piece)];
+    const Rows rows = {row1 - row0,          p.row_sum.data() + row0, m.scale.data() + row0, m.bias.data() + row0, scale, zero,
+                       first,                out};
     const int groups = (p.columns + 3) / 4;
-    for (int row = row0; row < row1; row += kChunk) {
-      const int rows = std::min(kChunk, row1 - row), blocks = (rows + 3) / 4;
-      switch (m.form) {
-        case Form::kDense:
-          k_.dense(p.words.data() + static_cast<size_t>(row) * groups, groups, bytes, vectors, blocks, sums);
-          break;
-        case Form::kBlock4x4:
-          k_.block4x4(p.start.data() + row / 4, p.index.data(), p.words.data(), bytes, vectors, blocks, sums);
-          break;
-        case Form::kBlock1x4:
-          k_.block1x4(p.start.data() + row, p.index.data(), p.words.data(), bytes, vectors, rows, sums);
-          break;
-      }
-      k_.dequantize(sums, rows, vectors, p.row_sum.data() + row, m.scale.data() + row, m.bias.data() + row, scale, zero,
-                    first, out + static_cast<size_t>(row - row0) * vectors * kLanes);
+    switch (m.form) {
+      case Form::kDense:
+        return k_.dense(p.words.data() + static_cast<size_t>(row0) * groups, groups, bytes, vectors, rows);
+      case Form::kBlock4x4:
+        return k_.block4x4(p.start.data() + row0 / 4, p.index.data(), p.words.data(), bytes, vectors, rows);
+      case Form::kBlock1x4:
+        return k_.block1x4(p.start.data() + row0, p.quads.data(), bytes, vectors, rows);
     }
   }
 
-  void multiply(const Matrix& m, int row0, int row1, const ByteTile& input, int vectors, int32_t* sums,
-                float* out) const {
+  void multiply(const Matrix& m, int row0, int row1, const ByteTile& input, int vectors, float* out) const {
     for (int p = 0; p < static_cast<int>(m.parts.size()); ++p)
       multiply(m, p, row0, row1, input.bytes.get() + p * input.piece_bytes, input.scale.get() + p * kMaxVectors * 16,
-               input.zero.get() + p * kMaxVectors * 16, vectors, p == 0, sums, out);
+               input.zero.get() + p * kMaxVectors * 16, vectors, p == 0, out);
   }
 
   // Queries, keys and values of a tile, head by head, rounded to s8 with a scale per token and head.
@@ -210,7 +202,7 @@ class Pass {
       const Matrix* matrices[] = {&layer.query, &layer.key, &layer.value};
       Heads* targets[] = {queries_.get(), &keys, &values};
       for (int which = 0; which < 3; ++which) {
-        multiply(*matrices[which], h * d, (h + 1) * d, s.input, V, s.sums.get(), s.rows.get());
+        multiply(*matrices[which], h * d, (h + 1) * d, s.input, V, s.rows.get());
         for (int v = 0; v < V; ++v) {
           const size_t place = static_cast<size_t>(tile.first + v) * e_.max_heads + h;
           int8_t* bytes = targets[which]->bytes.get() + place * d * kLanes;
@@ -248,7 +240,7 @@ class Pass {
       }
     }
     s.input.fill(k_, s.rows.get(), layer.heads * d, V);
-    multiply(layer.output, 0, e_.width, s.input, V, s.sums.get(), s.result.get());
+    multiply(layer.output, 0, e_.width, s.input, V, s.result.get());
     k_.add_norm(x(tile), s.result.get(), e_.width, V, layer.attention_norm.weight.data(),
                 layer.attention_norm.bias.data(), e_.eps);
   }
@@ -260,11 +252,11 @@ class Pass {
     const Pieces cut = pieces(layer.ffn);
     for (int p = 0; p < cut.count; ++p) {
       const int row0 = p * cut.size, row1 = std::min(layer.ffn, row0 + cut.size);
-      multiply(layer.ffn_in, row0, row1, s.input, V, s.sums.get(), s.rows.get());
+      multiply(layer.ffn_in, row0, row1, s.input, V, s.rows.get());
       k_.activate(e_.activation, s.rows.get(), row1 - row0, V);
       k_.quantize(s.rows.get(), row1 - row0, V, s.inner.bytes.get(), s.inner.scale.get(), s.inner.zero.get());
       multiply(layer.ffn_out, p, 0, e_.width, s.inner.bytes.get(), s.inner.scale.get(), s.inner.zero.get(), V, p == 0,
-               s.sums.get(), s.result.get());
+               s.result.get());
     }
     k_.add_norm(x(tile), s.result.get(), e_.width, V, layer.ffn_norm.weight.data(), layer.ffn_norm.bias.data(), e_.eps);
   }

@@ -1,4 +1,4 @@
-// Written by tools/fit_gelu.py: Phi(x) = 1/2 + x P(s), s = 2 (x / clamp)^2 - 1, the normal distribution function.
+// By tools/fit_gelu.py: the normal distribution function, Phi(x) = 1/2 + x P(s), s = 2 (x / clamp)^2 - 1.
 // Largest error of x Phi(x) in float32: 2.1e-06 up to the clamp, 1.1e-05 up to |x| = 20.
 #pragma once
 

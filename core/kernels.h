@@ -19,6 +19,26 @@ enum class Activation : int { kGelu = 0, kGeluNew = 1, kRelu = 2 };
 // Scales are steps of a range; a range of nothing but zeros counts as this wide.
 constexpr float kSmallest = 1e-30f;
 
+// Four blocks of 1 output x 4 inputs: their groups of columns and their weight words. Lists of blocks are padded to whole
+// quads with words of zero.
+struct Quad {
+  uint16_t index[4];
+  int32_t words[4];
+};
+
+// The rows of a product and what their integer sums become:
+//   out[row] = float(sum - input_zero * sum of the row's weights) * (scale[row] * input_scale) + (first ? bias : out)[row]
+struct Rows {
+  int count;
+  const int32_t* sum;         // [count] of each row's weights
+  const float* scale;         // [count]
+  const float* bias;          // [count]
+  const float* input_scale;   // [V][16]
+  const int32_t* input_zero;  // [V][16]
+  bool first;                 // of the pieces that a product is cut into
+  float* out;                 // [count][V][16]
+};
+
 // One head: its queries, and the keys and values of their sequence, as quantize_key and quantize_value write them. Vectors
 // of 16 tokens lie `byte_stride` bytes and `scale_stride` scales apart.
 struct AttentionInput {
@@ -36,19 +56,14 @@ struct AttentionInput {
 struct Kernels {
   const char* name;
 
-  // Integer products, exact: acc[row][V][16] (+)= sum over kept words of word . x. Rows come in blocks of 4 for the first two.
-  // dense: words [row block][group][4 rows].
-  void (*dense)(const int32_t* words, int groups, const uint8_t* x, int vectors, int row_blocks, int32_t* acc);
-  // Blocks of 4 outputs x 4 inputs: words [block][4 rows]; `start` [row_blocks + 1] into index and words.
+  // Products of a byte tile with rows of weights, by exact integer sums (see Rows for what becomes of them).
+  // dense: words [row block of 4][group][4 rows].
+  void (*dense)(const int32_t* words, int groups, const uint8_t* x, int vectors, const Rows& rows);
+  // Blocks of 4 outputs x 4 inputs: words [block][4 rows]; `start` [row blocks + 1] into index and words.
   void (*block4x4)(const uint32_t* start, const uint16_t* index, const int32_t* words, const uint8_t* x, int vectors,
-                   int row_blocks, int32_t* acc);
-  // Blocks of 1 output x 4 inputs, lists padded with zero words to multiples of 4.
-  void (*block1x4)(const uint32_t* start, const uint16_t* index, const int32_t* words, const uint8_t* x, int vectors,
-                   int rows, int32_t* acc);
-
-  // out[row] = float(acc[row] - zero * row_sum[row]) * (row_scale[row] * scale) + (first ? bias[row] : out[row])
-  void (*dequantize)(const int32_t* acc, int rows, int vectors, const int32_t* row_sum, const float* row_scale,
-                     const float* bias, const float* scale, const int32_t* zero, bool first, float* out);
+                   const Rows& rows);
+  // Blocks of 1 output x 4 inputs; `start` [rows + 1] into quads.
+  void (*block1x4)(const uint32_t* start, const Quad* quads, const uint8_t* x, int vectors, const Rows& rows);
 
   // In place over [rows][V][16].
   void (*activate)(Activation kind, float* x, int rows, int vectors);

@@ -8,7 +8,7 @@ namespace thinbert {
 size_t Matrix::bytes() const {
   size_t total = (scale.size() + bias.size()) * sizeof(float);
   for (const Piece& p : parts)
-    total += p.start.size() * 4 + p.index.size() * 2 + p.words.size() * 4 + p.row_sum.size() * 4;
+    total += p.start.size() * 4 + p.quads.size() * sizeof(Quad) + p.index.size() * 2 + p.words.size() * 4 + p.row_sum.size() * 4;
   return total;
 }
 
@@ -39,20 +39,21 @@ int32_t word_of(const int8_t* values) {
   return word;
 }
 
-// One piece in the 1x4 form: every row's list, padded to whole fours with words of zero.
+// One piece in the 1x4 form: every row's list, padded to whole quads with words of zero.
 void fill_block1x4(Matrix::Piece& p, int rows, const BlockList& blocks, int first, int last) {
   p.start.push_back(0);
   for (int row = 0; row < rows; ++row) {
+    int filled = 4;
     for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b) {
       if (blocks.index[b] < first || blocks.index[b] >= last) continue;
-      p.index.push_back(static_cast<uint16_t>(blocks.index[b] - first));
-      p.words.push_back(word_of(blocks.values + 4 * b));
+      if (filled == 4) {
+        p.quads.push_back({});
+        filled = 0;
+      }
+      p.quads.back().index[filled] = static_cast<uint16_t>(blocks.index[b] - first);
+      p.quads.back().words[filled++] = word_of(blocks.values + 4 * b);
     }
-    while (p.index.size() % 4) {
-      p.index.push_back(0);
-      p.words.push_back(0);
-    }
-    p.start.push_back(static_cast<uint32_t>(p.index.size()));
+    p.start.push_back(static_cast<uint32_t>(p.quads.size()));
   }
 }
 
@@ -106,6 +107,7 @@ Matrix make_matrix(int rows, int columns, const BlockList& blocks, const float* 
       for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b)
         if (blocks.index[b] >= first_group && blocks.index[b] < last_group)
           for (int j = 0; j < 4; ++j) p.row_sum[static_cast<size_t>(row)] += blocks.values[4 * b + static_cast<uint32_t>(j)];
+    p.quads.shrink_to_fit();
     p.index.shrink_to_fit();
     p.words.shrink_to_fit();
     m.parts.push_back(std::move(p));

@@ -1,23 +1,20 @@
-"""thinbert itself: the NumPy reference runtime, float32."""
+"""thinbert: the int8 engine, or the float32 NumPy reference."""
 
-import os
+from typing import Any
 
 import numpy as np
 
-THREADS = "OPENBLAS_NUM_THREADS"
-
 
 class Engine:
-    def __init__(self, model: str, threads: int) -> None:
-        os.environ[THREADS] = str(threads)
+    def __init__(self, model: str, threads: int, precision: str) -> None:
         import thinbert
 
-        self._model = thinbert.load(model)
+        self._model = thinbert.load(model, precision=precision, threads=threads)
 
     def forward(self, ids: np.ndarray, types: np.ndarray) -> np.ndarray:
         return self._model.forward(ids, types, [len(ids)])
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, Any]:
         import thinbert
 
-        return {"thinbert": thinbert.__version__, "numpy": np.__version__, "precision": "float32"}
+        return {"thinbert": thinbert.__version__, "isa": getattr(self._model.runtime, "isa", "numpy")}

@@ -93,8 +93,8 @@ inline I word(W four, int j) { return seti(four[j]); }
 }  // namespace
 
 const Kernels* generic_kernels() {
-  static const Kernels table = {"generic", dense,    block4x4,     block1x4,       dequantize, activate,
-                                quantize,  add_norm, quantize_key, quantize_value, attend};
+  static const Kernels table = {"generic", dense, block4x4, block1x4, activate, quantize, add_norm, quantize_key,
+                                quantize_value, attend};
   return &table;
 }
 

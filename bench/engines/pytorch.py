@@ -1,0 +1,51 @@
+"""transformers on torch: the same weights in its own model class, float32 or bfloat16.
+
+The other engines export from here.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def load(model: str) -> Any:
+    """BertForQuestionAnswering with the weights of a portable or packed folder."""
+    import torch
+    import transformers
+
+    from thinbert.model.checkpoint import find_model, read_checkpoint
+
+    checkpoint = read_checkpoint(model)
+    raw = json.loads((Path(find_model(model)) / "config.json").read_text())
+    raw.pop("pruned_heads", None)  # none are pruned in these models; transformers 5 does not know the field
+    twin = transformers.BertForQuestionAnswering(transformers.BertConfig(**raw)).eval()
+    twin.load_state_dict({n: torch.from_numpy(checkpoint.array(n).copy()) for n in checkpoint.shapes})
+    return twin
+
+
+class Engine:
+    def __init__(self, model: str, threads: int, precision: str) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._model = load(model)
+        if precision == "bf16":
+            self._model = self._model.to(torch.bfloat16)
+
+    def forward(self, ids: np.ndarray, types: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            out = self._model(
+                input_ids=torch.from_numpy(ids[None].astype(np.int64)),
+                token_type_ids=torch.from_numpy(types[None].astype(np.int64)),
+            )
+        return torch.stack([out.start_logits[0], out.end_logits[0]], dim=1).float().numpy()
+
+    def describe(self) -> dict[str, Any]:
+        import torch
+        import transformers
+
+        return {"torch": torch.__version__, "transformers": transformers.__version__}
