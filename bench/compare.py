@@ -25,13 +25,14 @@ HERE = Path(__file__).parent
 
 # name -> file in engines/, precision, and the root-mean-square error of logits allowed, relative to their size. It is
 # there to catch a wrong weight or input; what a precision costs is measured with trained weights (docs/results.md).
-# Peers' int8 is allowed more, since its activation ranges are calibrated on random weights here.
+# OpenVINO's int8 is not judged: calibrated on random weights its error is large and means nothing; its float32, from
+# the same conversion, is.
 ENGINES = {
     "thinbert int8": ("ours", "int8", 0.1),
-    "OpenVINO int8": ("ov", "int8", 0.6),
+    "OpenVINO int8": ("ov", "int8", float("inf")),
     "OpenVINO bf16": ("ov", "bf16", 0.1),
     "OpenVINO f32": ("ov", "f32", 1e-3),
-    "ONNX Runtime int8": ("ort", "int8", 0.6),
+    "ONNX Runtime int8": ("ort", "int8", 0.3),
     "ONNX Runtime f32": ("ort", "f32", 1e-3),
     "torch bf16": ("pytorch", "bf16", 0.1),
     "torch f32": ("pytorch", "f32", 1e-3),

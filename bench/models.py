@@ -70,3 +70,20 @@ def make(name: str) -> Path:
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def as_float(model: str) -> Path:
+    """A model's weights as a float32 folder that other libraries read."""
+    from thinbert.model.checkpoint import read_checkpoint
+
+    folder = WORK / f"{Path(model).name}-float32"
+    if not (folder / "config.json").exists():
+        source = read_checkpoint(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({n: source.array(n) for n in source.shapes}, folder / "model.safetensors")
+        (folder / "tokenizer.json").write_bytes((source.folder / "tokenizer.json").read_bytes())
+        config = json.loads((source.folder / "config.json").read_text())
+        for own in ("thinbert", "pruned_heads"):
+            config.pop(own, None)
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder

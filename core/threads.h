@@ -9,7 +9,7 @@
 
 namespace thinbert {
 
-// Threads that reach `wait` go on once all have. They spin briefly, since steps are short, and then yield the processor.
+// Threads that reach `wait` go on once all have. They spin, since steps are short, and then yield the processor.
 class Barrier {
  public:
   explicit Barrier(int count) : count_(count), left_(count) {}
@@ -38,13 +38,13 @@ class ThreadPool {
   void work(int thread);
 
   std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
-  Job job_ = nullptr;
+  Job job_ = nullptr;  // written before round_ is raised, read after it was seen raised
   void* context_ = nullptr;
-  unsigned round_ = 0;  // of the job, guarded by mutex_
-  int running_ = 0;
-  bool stop_ = false;
+  std::atomic<unsigned> round_{0};
+  std::atomic<int> running_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;  // for those who gave up spinning
+  std::condition_variable wake_, done_;
 };
 
 }  // namespace thinbert

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+from padding import INPUTS, feed
 
 
 def export(model: str, work: Path) -> Path:
@@ -46,11 +45,9 @@ class Engine:
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def forward(self, ids: np.ndarray, types: np.ndarray) -> np.ndarray:
-        given = (ids, np.ones_like(ids), types)
-        feed = {n: a[None].astype(np.int64) for n, a in zip(INPUTS, given, strict=True)}
-        start, end = self._session.run(None, feed)
-        return np.stack([start[0], end[0]], axis=1)
+    def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
+        start, end = self._session.run(None, feed(ids, types, pad_to))
+        return np.stack([start[0, : len(ids)], end[0, : len(ids)]], axis=1)
 
     def describe(self) -> dict[str, Any]:
         import onnxruntime

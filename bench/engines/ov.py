@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from padding import INPUTS, feed
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 CALIBRATION = 10  # random sequences: weights are random too, or the score is measured elsewhere
-
-
-def feed(ids: np.ndarray, types: np.ndarray) -> dict[str, np.ndarray]:
-    return {n: a[None].astype(np.int64) for n, a in zip(INPUTS, (ids, np.ones_like(ids), types), strict=True)}
 
 
 def export(model: str, work: Path, precision: str) -> Path:
@@ -56,15 +52,16 @@ class Engine:
         }
         self._compiled: dict[int, Any] = {}
 
-    def forward(self, ids: np.ndarray, types: np.ndarray) -> np.ndarray:
-        length = len(ids)
+    def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
+        length = pad_to or len(ids)
         if length not in self._compiled:
             model = self._core.read_model(self._path)
             model.reshape({i.get_any_name(): [1, length] for i in model.inputs})
             self._compiled[length] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
         request = self._compiled[length]
-        request.infer(feed(ids, types))
-        return np.stack([request.get_output_tensor(i).data[0] for i in (0, 1)], axis=1).astype(np.float32)
+        request.infer(feed(ids, types, pad_to))
+        outputs = [request.get_output_tensor(i).data[0, : len(ids)] for i in (0, 1)]
+        return np.stack(outputs, axis=1).astype(np.float32)
 
     def describe(self) -> dict[str, Any]:
         import nncf

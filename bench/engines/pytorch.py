@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from padding import feed
 
 
 def load(model: str) -> Any:
@@ -34,15 +35,12 @@ class Engine:
         if precision == "bf16":
             self._model = self._model.to(torch.bfloat16)
 
-    def forward(self, ids: np.ndarray, types: np.ndarray) -> np.ndarray:
+    def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
-            out = self._model(
-                input_ids=torch.from_numpy(ids[None].astype(np.int64)),
-                token_type_ids=torch.from_numpy(types[None].astype(np.int64)),
-            )
-        return torch.stack([out.start_logits[0], out.end_logits[0]], dim=1).float().numpy()
+            out = self._model(**{n: torch.from_numpy(a) for n, a in feed(ids, types, pad_to).items()})
+        return torch.stack([out.start_logits[0], out.end_logits[0]], dim=1).float().numpy()[: len(ids)]
 
     def describe(self) -> dict[str, Any]:
         import torch

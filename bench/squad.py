@@ -1,0 +1,146 @@
+"""Questions a second on real SQuAD windows, tokenising and decoding counted for all. See README.md.
+
+    python bench/squad.py DATA.json[.xz] [--model default] [--questions 600] [--rounds 3] [--out FILE.json]
+
+Every engine answers the same questions through the same windows and the same span decoder; only the forward pass
+differs. Peers take one window at a time, padded to 384 tokens or to the next multiple of 32 (their best: a model is
+compiled for each length). Ours is what `thinbert evaluate` runs. The last line of the output is one JSON object.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare import ENGINES, OURS, PAUSE
+
+HERE = Path(__file__).parent
+MAX_LENGTH, BUCKET = 384, 32
+PEERS = ("OpenVINO int8", "OpenVINO bf16", "ONNX Runtime int8", "ONNX Runtime f32")
+
+
+class Padded:
+    """A peer as a thinbert runtime: window by window, padded."""
+
+    def __init__(self, engine: Any, bucketed: bool) -> None:
+        self._engine, self._bucketed = engine, bucketed
+
+    def span_logits(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+        out, start = [], 0
+        for n in lengths:
+            at = slice(start, start + n)
+            pad_to = -(-n // BUCKET) * BUCKET if self._bucketed else MAX_LENGTH
+            out.append(self._engine.forward(ids[at], types[at], pad_to))
+            start += n
+        return np.concatenate(out)
+
+    def first_tokens(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+        raise AssertionError("not asked for")
+
+
+def worker(args: argparse.Namespace) -> None:
+    """Answers all questions for each line on standard input; says how long it took and what it answered."""
+    sys.path.insert(0, str(HERE / "engines"))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import thinbert
+    from thinbert.tasks.squad import read_squad
+
+    name, _, padding = args.worker.partition(", ")
+    model = thinbert.load(args.model, threads=args.threads)
+    if name != OURS:
+        file, precision, _ = ENGINES[name]
+        model.runtime = Padded(
+            importlib.import_module(file).Engine(args.folder, args.threads, precision), padding == "bucketed"
+        )
+    questions = read_squad(args.data).questions[: args.questions]
+    pairs = [(q.question, [q.context]) for q in questions]
+    list(model.read_many(pairs))  # compiles every length and warms up
+    print(json.dumps("ready"), file=answers, flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        readings = list(model.read_many(pairs))
+        seconds = time.perf_counter() - started
+        texts = {q.id: r.answers[0].text if r.answers else "" for q, r in zip(questions, readings, strict=True)}
+        print(json.dumps({"seconds": seconds, "answers": texts}), file=answers, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--questions", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(args)
+        return
+
+    from models import as_float
+
+    from thinbert.tasks.metrics import score_v1
+    from thinbert.tasks.squad import read_squad
+
+    golds = read_squad(args.data).golds[: args.questions]
+    folder = as_float(args.model)
+    names = [OURS, *(f"{peer}, {how}" for peer in PEERS for how in ("padded", "bucketed"))]
+    workers = {}
+    for name in names:
+        command = [sys.executable, __file__, str(args.data), "--worker", name, "--folder", str(folder)]
+        command += ["--model", args.model, "--questions", str(args.questions), "--threads", str(args.threads)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+        workers[name] = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        if not workers[name].stdout.readline():  # type: ignore[union-attr]
+            raise SystemExit(f"{name} stopped with exit code {workers[name].wait()}")
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    scores = {}
+    for _ in range(args.rounds):
+        for name, w in workers.items():
+            time.sleep(PAUSE)
+            w.stdin.write("go\n")  # type: ignore[union-attr]
+            w.stdin.flush()  # type: ignore[union-attr]
+            answer = json.loads(w.stdout.readline())  # type: ignore[union-attr]
+            rates[name].append(len(golds) / answer["seconds"])
+            scores[name] = score_v1(golds, answer["answers"])["f1"]
+    ours = statistics.median(rates[OURS])
+    rows = []
+    for name in names:
+        rate = statistics.median(rates[name])
+        rows.append({"engine": name, "questions_per_second": rate, "f1": scores[name], "ours_over_it": ours / rate})
+        print(f"{name:28s} {rate:7.1f} questions/s   F1 {scores[name]:.2f}   ours {ours / rate:.2f}x", flush=True)
+        workers[name].stdin.close()  # type: ignore[union-attr]
+    result = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "platform": platform.platform(),
+        "threads": args.threads,
+        "questions": len(golds),
+        "rows": rows,
+    }
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
