@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 NATIVE := pyproject.toml constraints.txt CMakeLists.txt $(wildcard core/*)
 
-.PHONY: ask test dev lint fix bench clean
+.PHONY: ask test dev lint fix bench sanitize fuzz clean
 
 ask: $(VENV)/.base  ## answer a question from the example text
 	$(BIN)/thinbert ask "Who built the Eiffel Tower?" examples/eiffel-tower.md
@@ -27,6 +27,19 @@ fix: $(VENV)/.test  ## what can be mended by a tool
 
 bench: $(VENV)/.bench  ## the engine beside its peers, about 15 minutes
 	$(BIN)/python bench/compare.py --out bench/results/base.json
+
+# Built aside and put before the editable install, whose import hook a plain path does not bring along. pytest runs
+# without capture, which would swallow a report.
+sanitize: $(VENV)/.test  ## the engine's tests under address and undefined-behaviour sanitizers
+	rm -rf build/sanitize
+	$(PIP) --no-deps --target build/sanitize --config-settings=cmake.define.THINBERT_SANITIZE=ON .
+	ASAN_OPTIONS=detect_leaks=0 PYTHONDONTWRITEBYTECODE=1 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	PYTHONPATH="build/sanitize:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	$(PYTHON) -m pytest -s tests/test_engine.py tests/test_pack.py
+
+fuzz: $(VENV)/.test  ## broken model folders for a minute
+	$(BIN)/python tools/fuzz.py --seconds 60
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

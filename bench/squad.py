@@ -26,6 +26,7 @@ from compare import ENGINES, OURS, PAUSE
 
 HERE = Path(__file__).parent
 MAX_LENGTH, BUCKET = 384, 32
+CALIBRATION = 200  # questions
 PEERS = ("OpenVINO int8", "OpenVINO bf16", "ONNX Runtime int8", "ONNX Runtime f32")
 
 
@@ -46,6 +47,19 @@ class Padded:
 
     def first_tokens(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
         raise AssertionError("not asked for")
+
+
+def calibrate(model: str, questions: Sequence[Any], folder: Path) -> None:
+    """Real windows for a peer that is quantised by example: of questions at the other end of the data."""
+    import thinbert
+
+    loaded = thinbert.load(model)
+    windows = []
+    for q in questions:
+        tokens = loaded.tokenizer(q.question), loaded.tokenizer(q.context)
+        windows += loaded.windows(*tokens, max_length=MAX_LENGTH, stride=128)
+    path = folder / "calibration.json"
+    path.write_text(json.dumps([[w.ids.tolist(), w.types.tolist()] for w in windows]))
 
 
 def worker(args: argparse.Namespace) -> None:
@@ -95,8 +109,10 @@ def main() -> None:
     from thinbert.tasks.metrics import score_v1
     from thinbert.tasks.squad import read_squad
 
-    golds = read_squad(args.data).golds[: args.questions]
+    dataset = read_squad(args.data)
+    golds = dataset.golds[: args.questions]
     folder = as_float(args.model)
+    calibrate(args.model, dataset.questions[-CALIBRATION:], folder)
     names = [OURS, *(f"{peer}, {how}" for peer in PEERS for how in ("padded", "bucketed"))]
     workers = {}
     for name in names:

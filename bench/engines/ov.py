@@ -4,13 +4,16 @@ A model is compiled for each length, its fastest way. int8 runs with the bfloat1
 point, which is faster still.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from padding import INPUTS, feed
 
-CALIBRATION = 10  # random sequences: weights are random too, or the score is measured elsewhere
+CALIBRATION = (
+    "calibration.json"  # [[ids, types], …] in a model's folder; random tokens where the weights are random too
+)
 
 
 def export(model: str, work: Path, precision: str) -> Path:
@@ -31,9 +34,11 @@ def export(model: str, work: Path, precision: str) -> Path:
 
         whole = openvino.Core().read_model(path)
         random = np.random.RandomState(0)
-        samples = [feed(random.randint(0, 1000, 128), np.zeros(128)) for _ in range(CALIBRATION)]
-        data = nncf.Dataset(samples)
-        made = nncf.quantize(whole, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION)
+        samples = [(random.randint(0, 1000, 128), np.zeros(128)) for _ in range(10)]
+        if (Path(model) / CALIBRATION).exists():
+            samples = [(np.array(i), np.array(t)) for i, t in json.loads((Path(model) / CALIBRATION).read_text())]
+        data = nncf.Dataset([feed(ids, types) for ids, types in samples])
+        made = nncf.quantize(whole, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples))
         openvino.save_model(made, quantised)
     return quantised
 
