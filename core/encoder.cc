@@ -253,8 +253,8 @@ class Pass {
     for (int p = 0; p < cut.count; ++p) {
       const int row0 = p * cut.size, row1 = std::min(layer.ffn, row0 + cut.size);
       multiply(layer.ffn_in, row0, row1, s.input, V, s.rows.get());
-      k_.activate(e_.activation, s.rows.get(), row1 - row0, V);
-      k_.quantize(s.rows.get(), row1 - row0, V, s.inner.bytes.get(), s.inner.scale.get(), s.inner.zero.get());
+      k_.activate_quantize(e_.activation, s.rows.get(), row1 - row0, V, s.inner.bytes.get(), s.inner.scale.get(),
+                           s.inner.zero.get());
       multiply(layer.ffn_out, p, 0, e_.width, s.inner.bytes.get(), s.inner.scale.get(), s.inner.zero.get(), V, p == 0,
                s.result.get());
     }

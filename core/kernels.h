@@ -65,12 +65,11 @@ struct Kernels {
   // Blocks of 1 output x 4 inputs; `start` [rows + 1] into quads.
   void (*block1x4)(const uint32_t* start, const Quad* quads, const uint8_t* x, int vectors, const Rows& rows);
 
-  // In place over [rows][V][16].
-  void (*activate)(Activation kind, float* x, int rows, int vectors);
-
   // Per token: low = min(0, x), high = max(0, x) over the rows; scale = max(high - low, kSmallest) / 255 and
   // zero = rint(-low / scale); q = clamp(rint(x / scale) + zero, 0, 255). Rows past the last, to a multiple of 4, are 0.
   void (*quantize)(const float* x, int rows, int vectors, uint8_t* q, float* scale, int32_t* zero);
+  // The same of activation(x), which replaces x.
+  void (*activate_quantize)(Activation kind, float* x, int rows, int vectors, uint8_t* q, float* scale, int32_t* zero);
 
   // x = normalise(x + y) * weight + bias over the rows of each lane; y may be null. eps < 0: the affine map alone.
   void (*add_norm)(float* x, const float* y, int rows, int vectors, const float* weight, const float* bias, float eps);

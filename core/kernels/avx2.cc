@@ -80,7 +80,7 @@ inline I word(W four, int j) { return seti(four[j]); }
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static const Kernels table = {"avx2", dense, block4x4, block1x4, activate, quantize, add_norm, quantize_key,
+  static const Kernels table = {"avx2", dense, block4x4, block1x4, quantize, activate_quantize, add_norm, quantize_key,
                                 quantize_value, attend};
   return &table;
 }

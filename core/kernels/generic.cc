@@ -93,7 +93,7 @@ inline I word(W four, int j) { return seti(four[j]); }
 }  // namespace
 
 const Kernels* generic_kernels() {
-  static const Kernels table = {"generic", dense, block4x4, block1x4, activate, quantize, add_norm, quantize_key,
+  static const Kernels table = {"generic", dense, block4x4, block1x4, quantize, activate_quantize, add_norm, quantize_key,
                                 quantize_value, attend};
   return &table;
 }
