@@ -1,4 +1,4 @@
-"""Models to time: BERT-base with random weights and the zeros of each published pattern, made once under bench/work."""
+"""Models to time: BERT-base with random weights and the zeros of each published pattern, made once under bench/made."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-WORK = Path(__file__).parent / "work"
+WORK = Path(__file__).parent / "made"
 VOCABULARY = 1000  # rows that random tokens touch; embeddings cost no time worth measuring
 
 # name -> block (R, C) and the share of blocks kept
