@@ -25,10 +25,12 @@ fix: $(VENV)/.test  ## what can be mended by a tool
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## the engine beside its peers, about 10 minutes
+bench: $(VENV)/.bench  ## the engine beside its peers, about 15 minutes
 	$(BIN)/python bench/compare.py --models base-1x4-80 --out bench/results/base-1x4-80.json
 	$(BIN)/python bench/compare.py --models base-dense base-4x4-80 base-unstructured-90 base-32x32-68 \
 		--engines "OpenVINO int8" --tokens 128 384 --out bench/results/patterns.json
+	$(BIN)/python bench/compare.py --models large-hybrid-84 --engines "OpenVINO int8" --tokens 384 \
+		--out bench/results/large-hybrid.json
 	$(BIN)/python tools/result_tables.py
 
 # Built aside and put before the editable install, whose import hook a plain path does not bring along. pytest runs

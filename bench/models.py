@@ -1,6 +1,7 @@
-"""Models to time: BERT-base with random weights and the zeros of each published pattern, made once under bench/made."""
+"""Models to time: BERTs with random weights and the zeros of each published pattern, made once under bench/made."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,27 @@ from safetensors.numpy import save_file
 WORK = Path(__file__).parent / "made"
 VOCABULARY = 1000  # rows that random tokens touch; embeddings cost no time worth measuring
 
-# name -> block (R, C) and the share of blocks kept
+
+@dataclass(frozen=True)
+class Spec:
+    """A BERT of this shape, and what is left of it."""
+
+    block: tuple[int, int] = (1, 1)  # zeros come in blocks of R outputs x C inputs
+    kept: float = 1.0  # share of blocks
+    layers: int = 12
+    width: int = 768
+    heads_zero: int = 0  # of all layers together, as zeros in the file
+    ffn_kept: float = 1.0  # share of neurons; the others are zero, and the blocks are then in attention alone
+
+
 PATTERNS = {
-    "base-dense": ((1, 1), 1.0),
-    "base-1x4-80": ((1, 4), 0.2),
-    "base-4x4-80": ((4, 4), 0.2),
-    "base-unstructured-90": ((1, 1), 0.1),
-    "base-32x32-68": ((32, 32), 0.317),
+    "base-dense": Spec(),
+    "base-1x4-80": Spec((1, 4), 0.2),
+    "base-4x4-80": Spec((4, 4), 0.2),
+    "base-unstructured-90": Spec((1, 1), 0.1),
+    "base-32x32-68": Spec((32, 32), 0.317),
+    # madlag's hybrid BERT-large: 16 % of linear weights
+    "large-hybrid-84": Spec((32, 32), 0.5, layers=24, width=1024, heads_zero=190, ffn_kept=0.11),
 }
 
 
@@ -24,16 +39,17 @@ def make(name: str) -> Path:
     folder = WORK / name
     if (folder / "config.json").exists():
         return folder
-    (r, c), kept = PATTERNS[name]
-    D, F, layers = 768, 3072, 12
+    spec = PATTERNS[name]
+    D, F, layers, heads = spec.width, 4 * spec.width, spec.layers, spec.width // 64
     random = np.random.RandomState(0)
 
-    def matrix(rows: int, columns: int, density: float = 1.0) -> np.ndarray:
-        weight = random.standard_normal((rows, columns)).astype(np.float32) / np.float32(np.sqrt(columns * density))
-        if density < 1:
-            mask = random.uniform(size=(rows // r, columns // c)) < density
-            weight *= mask.repeat(r, axis=0).repeat(c, axis=1)
-        return weight
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return random.standard_normal((rows, columns)).astype(np.float32) / np.float32(np.sqrt(columns * spec.kept))
+
+    def sparse(rows: int, columns: int) -> np.ndarray:
+        r, c = spec.block
+        mask = random.uniform(size=(rows // r, columns // c)) < spec.kept
+        return matrix(rows, columns) * mask.repeat(r, axis=0).repeat(c, axis=1)
 
     tensors = {
         "bert.embeddings.word_embeddings.weight": matrix(VOCABULARY, D),
@@ -43,14 +59,26 @@ def make(name: str) -> Path:
         "qa_outputs.bias": np.zeros(2, np.float32),
     }
     norms = ["bert.embeddings.LayerNorm"]
+    dead = np.zeros(layers * heads, bool)
+    dead[random.permutation(layers * heads)[: spec.heads_zero]] = True
     for i in range(layers):
         stem = f"bert.encoder.layer.{i}"
         norms += [f"{stem}.attention.output.LayerNorm", f"{stem}.output.LayerNorm"]
-        shapes = {f"attention.self.{n}": (D, D) for n in ("query", "key", "value")}
-        shapes |= {"attention.output.dense": (D, D), "intermediate.dense": (F, D), "output.dense": (D, F)}
-        for part, (rows, columns) in shapes.items():
-            tensors[f"{stem}.{part}.weight"] = matrix(rows, columns, kept)
-            tensors[f"{stem}.{part}.bias"] = np.zeros(rows, np.float32)
+        made = {f"attention.self.{n}": sparse(D, D) for n in ("query", "key", "value")}
+        made["attention.output.dense"] = sparse(D, D)
+        alive = ~dead[i * heads : (i + 1) * heads].repeat(64)
+        for n in ("query", "key", "value"):
+            made[f"attention.self.{n}"] *= alive[:, None]
+        made["attention.output.dense"] *= alive
+        if spec.ffn_kept < 1:
+            neurons = random.uniform(size=F) < spec.ffn_kept
+            made["intermediate.dense"] = matrix(F, D) * neurons[:, None]
+            made["output.dense"] = matrix(D, F) * neurons
+        else:
+            made["intermediate.dense"], made["output.dense"] = sparse(F, D), sparse(D, F)
+        for part, weight in made.items():
+            tensors[f"{stem}.{part}.weight"] = np.ascontiguousarray(weight, np.float32)
+            tensors[f"{stem}.{part}.bias"] = np.zeros(len(weight), np.float32)
     for norm in norms:
         tensors |= {f"{norm}.weight": np.ones(D, np.float32), f"{norm}.bias": np.zeros(D, np.float32)}
     config = {
@@ -58,7 +86,7 @@ def make(name: str) -> Path:
         "vocab_size": VOCABULARY,
         "hidden_size": D,
         "num_hidden_layers": layers,
-        "num_attention_heads": 12,
+        "num_attention_heads": heads,
         "intermediate_size": F,
         "max_position_embeddings": 512,
         "type_vocab_size": 2,

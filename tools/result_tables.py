@@ -32,7 +32,7 @@ def all_engines() -> str:
 
 def patterns() -> str:
     lines = ["| model | tokens | thinbert int8 | OpenVINO int8 | ratio |", "|---|---|---|---|---|"]
-    for case in read("patterns.json")["cases"]:
+    for case in read("patterns.json")["cases"] + read("large-hybrid.json")["cases"]:
         ours, peer = case["engines"][OURS], case["engines"][PEER]
         times = f"{ours['median_ms']:.1f} ± {ours['spread_ms']:.1f} | {peer['median_ms']:.1f} ± {peer['spread_ms']:.1f}"
         lines.append(f"| {case['model']} | {case['tokens']} | {times} | {peer['ratio_to_ours']:.2f}x |")
