@@ -5,13 +5,6 @@
 
 namespace thinbert {
 
-size_t Matrix::bytes() const {
-  size_t total = (scale.size() + bias.size()) * sizeof(float);
-  for (const Piece& p : parts)
-    total += p.start.size() * 4 + p.quads.size() * sizeof(Quad) + p.index.size() * 2 + p.words.size() * 4 + p.row_sum.size() * 4;
-  return total;
-}
-
 Form plan(const Costs& costs, int rows, int columns, size_t blocks4x4, size_t blocks1x4) {
   const double dense = costs.dense * ((rows + 3) / 4) * ((columns + 3) / 4);
   const double four = costs.block4x4 * static_cast<double>(blocks4x4);
@@ -87,8 +80,6 @@ void fill_rows_of_four(Matrix::Piece& p, int rows, const BlockList& blocks, int 
 
 Matrix make_matrix(int rows, int columns, const BlockList& blocks, const float* scale, const float* bias, Form form) {
   Matrix m;
-  m.rows = rows;
-  m.columns = columns;
   m.form = form;
   m.scale.assign(scale, scale + rows);
   m.bias.assign(bias, bias + rows);

@@ -36,12 +36,9 @@ struct Matrix {
     std::vector<int32_t> words;     // dense and 4x4: weights, in the order of the kernel
     std::vector<int32_t> row_sum;   // [N] sum of the piece's weights
   };
-  int rows = 0, columns = 0;
   Form form = Form::kDense;
   std::vector<Piece> parts;
   std::vector<float> scale, bias;  // [N]
-
-  size_t bytes() const;
 };
 
 // Row-wise list of the occupied 1x4 blocks of a matrix: the form of the packed file.

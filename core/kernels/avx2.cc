@@ -14,7 +14,6 @@ struct F {
 struct I {
   __m256i a, b;
 };
-using W = const int32_t*;
 
 inline F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, F x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
@@ -66,22 +65,14 @@ inline __m256i dot8(__m256i acc, __m256i x, __m256i w) {
   return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }
 inline void dot(I& acc, I x, I w) { acc = {dot8(acc.a, x.a, w.a), dot8(acc.b, x.b, w.b)}; }
-inline void dot_word(I& acc, I x, const int8_t* w) {
-  int32_t four;
-  __builtin_memcpy(&four, w, 4);
-  dot(acc, x, seti(four));
-}
 
-inline W words_at(const int32_t* p) { return p; }
-inline I word(W four, int j) { return seti(four[j]); }
-
+#include "words.inc"
 #include "body.inc"
 
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static const Kernels table = {"avx2", dense, block4x4, block1x4, quantize, activate_quantize, add_norm, quantize_key,
-                                quantize_value, attend};
+  static constexpr Kernels table = table_of("avx2");
   return &table;
 }
 

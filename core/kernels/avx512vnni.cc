@@ -59,8 +59,7 @@ inline I word(W four, int j) { return _mm512_permutexvar_epi32(_mm512_set1_epi32
 }  // namespace
 
 const Kernels* avx512vnni_kernels() {
-  static const Kernels table = {"avx512vnni", dense, block4x4, block1x4, quantize, activate_quantize, add_norm, quantize_key,
-                                quantize_value, attend};
+  static constexpr Kernels table = table_of("avx512vnni");
   return &table;
 }
 

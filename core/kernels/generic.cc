@@ -13,7 +13,6 @@ struct F {
 struct I {
   int32_t lane[16];
 };
-using W = const int32_t*;
 
 template <typename R, typename Op>
 inline R each(Op op) {
@@ -79,22 +78,14 @@ inline void dot(I& acc, const I& x, const I& w) {
     acc.lane[i] += xs[0] * ws[0] + xs[1] * ws[1] + xs[2] * ws[2] + xs[3] * ws[3];
   }
 }
-inline void dot_word(I& acc, const I& x, const int8_t* w) {
-  int32_t four;
-  __builtin_memcpy(&four, w, 4);
-  dot(acc, x, seti(four));
-}
 
-inline W words_at(const int32_t* p) { return p; }
-inline I word(W four, int j) { return seti(four[j]); }
-
+#include "words.inc"
 #include "body.inc"
 
 }  // namespace
 
 const Kernels* generic_kernels() {
-  static const Kernels table = {"generic", dense, block4x4, block1x4, quantize, activate_quantize, add_norm, quantize_key,
-                                quantize_value, attend};
+  static constexpr Kernels table = table_of("generic");
   return &table;
 }
 
