@@ -109,7 +109,7 @@ class Model:
 
     @property
     def sha256(self) -> str:
-        """Identity of configuration and weights."""
+        """Identity of configuration, weights and tokenizer."""
         return self._checkpoint.sha256()
 
     def forward(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:

@@ -11,6 +11,7 @@ from thinbert.model.families import FAMILIES
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 NORMS = ("layer_norm", "no_norm")
+PACKED_VERSION = 1  # of the packed format, see thinbert.model.pack
 
 _NORM_EPS = 1e-12  # where the config says nothing, and always in DistilBERT
 
@@ -87,8 +88,11 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
     own = raw.get("thinbert", {})
     if not isinstance(own, Mapping):
         raise ModelError(f"{where}: the thinbert block is {type(own).__name__}; expected an object")
-    if own.get("packed", 1) != 1:
-        raise ModelError(f"{where}: packed with version {own['packed']!r} of the format; this thinbert reads version 1")
+    packed = own.get("packed", PACKED_VERSION)
+    if packed != PACKED_VERSION:
+        raise ModelError(
+            f"{where}: packed with version {packed!r} of the format; this thinbert reads version {PACKED_VERSION}"
+        )
     eps = raw.get("layer_norm_eps", _NORM_EPS) if family.norm_eps_key else _NORM_EPS
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise ModelError(f"{where}: layer_norm_eps is {eps!r}; expected a number between 0 and 1")

@@ -19,11 +19,10 @@ from thinbert.model.checkpoint import (
     write_safetensors,
 )
 from thinbert.model.compact import Compacted, compact
+from thinbert.model.config import PACKED_VERSION
 from thinbert.model.families import FAMILIES, Family
 from thinbert.model.quantize import SCALE_SUFFIX, quantize_rows
 from thinbert.model.weights import Linear
-
-VERSION = 1
 
 # A block costs 4 bytes and an index of 2; whole rows cost 4 bytes for every four columns, kept or not.
 _DENSE_FROM = 2 / 3
@@ -66,7 +65,7 @@ def pack(checkpoint: Checkpoint, out: Path) -> None:
         tensors |= _matrix(name, weight) if weight.ndim == 2 else {name: weight}
 
     out.mkdir(parents=True, exist_ok=True)
-    write_safetensors(out / "model.safetensors", tensors, {"format": f"thinbert-packed-{VERSION}"})
+    write_safetensors(out / "model.safetensors", tensors, {"format": f"thinbert-packed-{PACKED_VERSION}"})
     for name in TOKENIZER_FILES:
         if (checkpoint.folder / name).is_file():
             write_atomic(out / name, (checkpoint.folder / name).read_bytes())
@@ -102,5 +101,5 @@ def _config(raw: dict[str, Any], compacted: Compacted, family: Family) -> dict[s
             pruned[str(i)] = [h for h in all_heads if h not in alive]
     described["pruned_heads"] = pruned
     ffn = [int(np.count_nonzero(kept)) for kept in compacted.neurons]
-    described["thinbert"] = {**raw.get("thinbert", {}), "packed": VERSION, "ffn": ffn}
+    described["thinbert"] = {**raw.get("thinbert", {}), "packed": PACKED_VERSION, "ffn": ffn}
     return described

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from thinbert.errors import ModelError
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint, read_json
-from thinbert.model.pack import VERSION, is_packed, pack
+from thinbert.model.config import PACKED_VERSION
+from thinbert.model.pack import is_packed, pack
 
 CACHE_VARIABLE = "THINBERT_CACHE"
 _log = logging.getLogger("thinbert")
@@ -31,7 +32,7 @@ def packed(checkpoint: Checkpoint) -> Checkpoint:
     """
     if is_packed(read_json(checkpoint.folder / "config.json")):
         return checkpoint
-    target = cache_folder() / f"packed-{VERSION}" / checkpoint.sha256()
+    target = cache_folder() / f"packed-{PACKED_VERSION}" / checkpoint.sha256()
     try:
         if not (target / "config.json").exists():
             _log.info("packing %s into %s (once)", checkpoint.name, target)
