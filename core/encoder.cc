@@ -77,7 +77,8 @@ struct Scratch {
         scores(static_cast<size_t>(keys) * 2 * kLanes) {}
 };
 
-// Queries, keys or values of all vectors and heads: bytes [vector][head][d][16], a scale (and sum) per token and head.
+// Queries, keys or values of all heads and vectors: bytes [head][vector][d][16], a scale (and sum) per token and head. What a
+// query of one head reads stands together: apart by a power of two, it would crowd into a few sets of the L1 cache.
 struct Heads {
   Buffer<int8_t> bytes;
   Buffer<float> scale;
@@ -159,13 +160,18 @@ class Pass {
           scale[t][lane] = lane < at.count ? tables[t]->scale[numbers[t]] : 0.0f;
         }
       }
-      for (int f = 0; f < D; ++f) {
-        float* lanes = out + static_cast<size_t>(f) * stride + v * kLanes;
+      // 16 features of each token, then turned: D is a multiple of the head size, so of 16
+      for (int first = 0; first < D; first += 16) {
+        float sum[kLanes][16];
         for (int lane = 0; lane < kLanes; ++lane) {
-          float sum = rows[0][lane][f] * scale[0][lane] + rows[1][lane][f] * scale[1][lane];
-          if (count == 3) sum += rows[2][lane][f] * scale[2][lane];
-          lanes[lane] = sum;
+          for (int f = 0; f < 16; ++f)
+            sum[lane][f] = rows[0][lane][first + f] * scale[0][lane] + rows[1][lane][first + f] * scale[1][lane];
+          if (count == 3)
+            for (int f = 0; f < 16; ++f) sum[lane][f] += rows[2][lane][first + f] * scale[2][lane];
         }
+        for (int f = 0; f < 16; ++f)
+          for (int lane = 0; lane < kLanes; ++lane)
+            out[static_cast<size_t>(first + f) * stride + v * kLanes + lane] = sum[lane][f];
       }
     }
     k_.add_norm(out, nullptr, D, tile.vectors, e_.embedding_norm.weight.data(), e_.embedding_norm.bias.data(), e_.eps);
@@ -204,7 +210,7 @@ class Pass {
       for (int which = 0; which < 3; ++which) {
         multiply(*matrices[which], h * d, (h + 1) * d, s.input, V, s.rows.get());
         for (int v = 0; v < V; ++v) {
-          const size_t place = static_cast<size_t>(tile.first + v) * e_.max_heads + h;
+          const size_t place = h * vectors_.size() + static_cast<size_t>(tile.first + v);
           int8_t* bytes = targets[which]->bytes.get() + place * d * kLanes;
           float* scale = targets[which]->scale.get() + place * kLanes;
           const float* rows = s.rows.get() + v * kLanes;
@@ -219,13 +225,14 @@ class Pass {
 
   // x = norm(x + output(softmax(q k^T / sqrt(d)) v))
   void attend(const Layer& layer, const Tile& tile, const Heads& keys, const Heads& values, Scratch& s) {
-    const int d = e_.head_size, V = tile.vectors, stride = V * kLanes, H = e_.max_heads;
+    const int d = e_.head_size, V = tile.vectors, stride = V * kLanes;
     for (int v = 0, together; v < V; v += together) {
       const size_t vector = static_cast<size_t>(tile.first + v);
       const Sequence& sequence = sequences_[static_cast<size_t>(vectors_[vector].sequence)];
       together = v + 1 < V && vectors_[vector + 1].sequence == vectors_[vector].sequence ? 2 : 1;
       for (int h = 0; h < layer.heads; ++h) {
-        const size_t mine = vector * H + h, theirs = static_cast<size_t>(sequence.first_vector) * H + h;
+        const size_t first = h * vectors_.size(), mine = first + vector;
+        const size_t theirs = first + static_cast<size_t>(sequence.first_vector);
         const AttentionInput in = {queries_->bytes.get() + mine * d * kLanes,
                                    queries_->scale.get() + mine * kLanes,
                                    keys.bytes.get() + theirs * d * kLanes,
@@ -233,8 +240,6 @@ class Pass {
                                    keys.sum.get() + theirs * kLanes,
                                    values.bytes.get() + theirs * d * kLanes,
                                    values.scale.get() + theirs * kLanes,
-                                   H * d * kLanes,
-                                   H * kLanes,
                                    sequence.length};
         k_.attend(in, together, d, s.scores.get(), s.rows.get() + static_cast<size_t>(h) * d * stride + v * kLanes, stride);
       }

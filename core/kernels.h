@@ -39,8 +39,8 @@ struct Rows {
   float* out;                 // [count][V][16]
 };
 
-// One head: its queries, and the keys and values of their sequence, as quantize_key and quantize_value write them. Vectors
-// of 16 tokens lie `byte_stride` bytes and `scale_stride` scales apart.
+// One head: its queries, and the keys and values of their sequence, as quantize_key and quantize_value write them, vector
+// after vector of 16 tokens.
 struct AttentionInput {
   const int8_t* queries;
   const float* query_scale;
@@ -49,7 +49,6 @@ struct AttentionInput {
   const int32_t* key_sum;
   const int8_t* values;
   const float* value_scale;
-  int byte_stride, scale_stride;
   int length;  // keys that exist
 };
 

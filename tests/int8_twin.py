@@ -5,6 +5,8 @@ may then round to either.
 """
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +18,17 @@ from thinbert.model.quantize import dequantize_rows, quantize_rows
 GROUP_COLUMNS = 768
 SMALLEST = np.float32(1e-30)
 f32 = np.float32
+
+
+f64 = np.float64
+HEADER = (Path(__file__).parent.parent / "core" / "gelu.h").read_text()
+CLAMP, STRETCH = (f32(re.search(rf"{name} = (.*)f;", HEADER)[1]) for name in ("kGeluClamp", "kGeluStretch"))
+GELU = [f32(term) for term in re.findall(r"^    (.*)f,$", HEADER, re.MULTILINE)]
+
+
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a b + c rounded once: float64 holds the product of two floats exactly."""
+    return (np.asarray(a, f64) * b + c).astype(f32)
 
 
 def pieces(columns: int) -> list[slice]:
@@ -34,8 +47,8 @@ def product(x: np.ndarray, name: str, checkpoint: Checkpoint) -> np.ndarray:
         low, high = np.minimum(part.min(axis=1), 0), np.maximum(part.max(axis=1), 0)
         step = np.maximum(high - low, SMALLEST) * f32(1 / 255)
         inverse = f32(1) / step
-        zero = np.rint(-low * inverse)
-        q = np.clip(np.rint(part * inverse[:, None]) + zero[:, None], 0, 255).astype(np.int64)
+        zero = np.rint(-low.astype(f64) * inverse)
+        q = np.minimum(np.rint(part.astype(f64) * inverse[:, None] + zero[:, None]), 255).astype(np.int64)
         weight = values[:, piece].astype(np.int64)
         exact = q @ weight.T - zero.astype(np.int64)[:, None] * weight.sum(axis=1)
         out = out + exact.astype(f32) * (scale * step[:, None])
@@ -52,13 +65,32 @@ def symmetric(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(x * (f32(1) / scale)[:, None]).astype(np.int64), scale
 
 
+def exp2(x: np.ndarray) -> np.ndarray:
+    """2^x for x <= 0 by a cubic in its fraction."""
+    n = np.floor(x)
+    r = x - n
+    p = fma(r, f32(0.07826797), f32(0.22630768))
+    return np.ldexp(fma(fma(p, r, f32(0.69542435)), r, f32(1)), n.astype(np.int64))
+
+
+def gelu(x: np.ndarray) -> None:
+    """In place."""
+    c = np.clip(x, -CLAMP, CLAMP)
+    t = fma(c * c, STRETCH, f32(-1))
+    p = np.full_like(x, GELU[-1])
+    for term in GELU[-2::-1]:
+        p = fma(p, t, term)
+    x *= fma(c, p, f32(0.5))
+
+
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     """One head of one sequence, [L, d] each."""
     (qi, qs), (ki, ks), (vi, vs) = symmetric(q), symmetric(k), symmetric(v)
-    scores = (qi @ ki.T).astype(f32) * (qs[:, None] * f32(1 / math.sqrt(q.shape[1])) * ks)
-    e = np.exp(scores - scores.max(axis=1, keepdims=True))
+    scores = (qi @ ki.T).astype(f32) * ks
+    scale = qs[:, None] * f32(math.log2(math.e) / math.sqrt(q.shape[1]))
+    e = exp2(fma(scores, scale, -scores.max(axis=1, keepdims=True) * scale))
     unit = f32(255) / vs.max()
-    p = np.rint(e * (vs * unit)).astype(np.int64)
+    p = np.rint(e.astype(f64) * (vs * unit)).astype(np.int64)
     return (p @ vi).astype(f32) * ((f32(1) / unit) / e.sum(axis=1))[:, None]
 
 
@@ -87,6 +119,6 @@ def hidden(checkpoint: Checkpoint, ids: np.ndarray, types: np.ndarray, lengths: 
             x + product(context, f"{stem['attention_output']}.weight", checkpoint),
         )
         inner = product(x, f"{stem['ffn_in']}.weight", checkpoint)
-        reference.ACTIVATIONS[config.activation](inner)
+        (gelu if config.activation == "gelu" else reference.ACTIVATIONS[config.activation])(inner)
         x = norm(checkpoint.norm(stem["ffn_norm"]), x + product(inner, f"{stem['ffn_out']}.weight", checkpoint))
     return x

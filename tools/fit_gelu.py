@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-CLAMP = 5.0
-TERMS = 12
+CLAMP = 4.5
+TERMS = 9
 NODES = 4000
 
 

@@ -22,7 +22,8 @@ inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline F min(F a, F b) { return _mm512_min_ps(a, b); }
 inline F max(F a, F b) { return _mm512_max_ps(a, b); }
 inline F sqrt(F a) { return _mm512_sqrt_ps(a); }
-inline F round_even(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F floor(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+inline F times_power(F p, F a) { return _mm512_scalef_ps(p, a); }
 
 inline I loadi(const void* p) { return _mm512_loadu_si512(p); }
 inline void storei(void* p, I a) { _mm512_storeu_si512(p, a); }
@@ -30,9 +31,9 @@ inline I seti(int32_t a) { return _mm512_set1_epi32(a); }
 inline I addi(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I subi(I a, I b) { return _mm512_sub_epi32(a, b); }
 inline I muli(I a, I b) { return _mm512_mullo_epi32(a, b); }
-inline I ori(I a, I b) { return _mm512_or_si512(a, b); }
 inline I andi(I a, I b) { return _mm512_and_si512(a, b); }
 inline I xori(I a, I b) { return _mm512_xor_si512(a, b); }
+inline I xor3(I a, I b, I c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
 inline I shl(I a, int n) { return _mm512_slli_epi32(a, static_cast<unsigned>(n)); }
 inline I to_int(F a) { return _mm512_cvtps_epi32(a); }
 inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }

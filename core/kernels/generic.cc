@@ -35,7 +35,7 @@ inline F fma(const F& x, const F& y, const F& z) {
 inline F min(const F& x, const F& y) { return each<F>([&](int i) { return x.lane[i] < y.lane[i] ? x.lane[i] : y.lane[i]; }); }
 inline F max(const F& x, const F& y) { return each<F>([&](int i) { return x.lane[i] > y.lane[i] ? x.lane[i] : y.lane[i]; }); }
 inline F sqrt(const F& x) { return each<F>([&](int i) { return std::sqrt(x.lane[i]); }); }
-inline F round_even(const F& x) { return each<F>([&](int i) { return std::nearbyintf(x.lane[i]); }); }
+inline F floor(const F& x) { return each<F>([&](int i) { return std::floor(x.lane[i]); }); }
 
 inline I loadi(const void* p) {
   I r;
@@ -49,7 +49,6 @@ inline int32_t s(uint32_t x) { return static_cast<int32_t>(x); }
 inline I addi(const I& x, const I& y) { return each<I>([&](int i) { return s(u(x.lane[i]) + u(y.lane[i])); }); }
 inline I subi(const I& x, const I& y) { return each<I>([&](int i) { return s(u(x.lane[i]) - u(y.lane[i])); }); }
 inline I muli(const I& x, const I& y) { return each<I>([&](int i) { return s(u(x.lane[i]) * u(y.lane[i])); }); }
-inline I ori(const I& x, const I& y) { return each<I>([&](int i) { return x.lane[i] | y.lane[i]; }); }
 inline I andi(const I& x, const I& y) { return each<I>([&](int i) { return x.lane[i] & y.lane[i]; }); }
 inline I xori(const I& x, const I& y) { return each<I>([&](int i) { return x.lane[i] ^ y.lane[i]; }); }
 inline I shl(const I& x, int n) { return each<I>([&](int i) { return s(u(x.lane[i]) << n); }); }
@@ -79,7 +78,7 @@ inline void dot(I& acc, const I& x, const I& w) {
   }
 }
 
-#include "words.inc"
+#include "plain.inc"
 #include "body.inc"
 
 }  // namespace
