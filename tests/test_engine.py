@@ -63,7 +63,7 @@ def test_engine_is_its_numpy_twin(tmp_path: Path, config: dict[str, Any], block:
     assert np.mean(apart < 1e-5) > 0.5  # one key rounded the other way moves all of its sequence
     assert apart.max() < 2e-2
     # and the twin is not just any approximation: it is far closer to the engine than float arithmetic is
-    assert np.abs(engine - twin).mean() < 0.1 * np.abs(engine - exact).mean()
+    assert np.abs(engine - twin).mean() < 0.25 * np.abs(engine - exact).mean()
     assert np.abs(engine - exact).mean() < 2e-2 * size
 
 
