@@ -1,6 +1,7 @@
 // Tokens live in vectors of 16; every sequence begins a new vector, so that no vector holds two and the only padding is the
 // rest of a sequence's last vector. Each thread owns a run of vectors and carries them through all layers in tiles of up to
-// kMaxVectors; threads meet once a layer, when all keys and values are there.
+// kMaxVectors; threads meet once a layer, when all keys and values are there. Of what does not fill whole tiles for all
+// threads, the last tile is shared: each thread takes some of the heads and rows of every product.
 #include "encoder.h"
 
 #include <algorithm>
@@ -38,27 +39,32 @@ struct Sequence {
   int first_vector, first_token, length;
 };
 
+struct Range {
+  int begin, end;
+};
+
 // A float tile quantised piece by piece (see Pieces): bytes, and scale and zero point per piece and token.
 struct ByteTile {
   Buffer<uint8_t> bytes;
   Buffer<float> scale;
   Buffer<int32_t> zero;
-  int piece_bytes;
 
   explicit ByteTile(int columns)
-      : bytes(static_cast<size_t>(pieces(columns).count) * pieces(columns).size * kMaxVectors * 16),
-        scale(static_cast<size_t>(pieces(columns).count) * kMaxVectors * 16),
-        zero(static_cast<size_t>(pieces(columns).count) * kMaxVectors * 16),
-        piece_bytes(0) {}
+      : bytes(static_cast<size_t>(pieces(columns).count) * pieces(columns).size * kMaxVectors * kLanes),
+        scale(static_cast<size_t>(pieces(columns).count) * kMaxVectors * kLanes),
+        zero(static_cast<size_t>(pieces(columns).count) * kMaxVectors * kLanes) {}
 
-  void fill(const Kernels& k, const float* x, int columns, int vectors) {
+  uint8_t* bytes_of(int piece, int size, int vectors) const {
+    return bytes.get() + static_cast<size_t>(piece) * size * vectors * kLanes;
+  }
+  float* scale_of(int piece) const { return scale.get() + piece * kMaxVectors * kLanes; }
+  int32_t* zero_of(int piece) const { return zero.get() + piece * kMaxVectors * kLanes; }
+
+  void fill(const Kernels& k, const float* x, int columns, int vectors) const {
     const Pieces cut = pieces(columns);
-    piece_bytes = cut.size * vectors * 16;
-    for (int p = 0; p < cut.count; ++p) {
-      const int rows = std::min(cut.size, columns - p * cut.size);
-      k.quantize(x + static_cast<size_t>(p) * cut.size * vectors * 16, rows, vectors, bytes.get() + p * piece_bytes,
-                 scale.get() + p * kMaxVectors * 16, zero.get() + p * kMaxVectors * 16);
-    }
+    for (int p = 0; p < cut.count; ++p)
+      k.quantize(x + static_cast<size_t>(p) * cut.size * vectors * kLanes, std::min(cut.size, columns - p * cut.size), vectors,
+                 bytes_of(p, cut.size, vectors), scale_of(p), zero_of(p));
   }
 };
 
@@ -103,47 +109,105 @@ class Pass {
       longest_ = std::max(longest_, lengths[s]);
     }
     const size_t n = vectors_.size();
-    x_ = std::make_unique<Buffer<float>>(n * e_.width * kLanes);
     queries_ = std::make_unique<Heads>(n, e_.max_heads, e_.head_size);
     for (int parity = 0; parity < 2; ++parity) {
       keys_[parity] = std::make_unique<Heads>(n, e_.max_heads, e_.head_size);
       values_[parity] = std::make_unique<Heads>(n, e_.max_heads, e_.head_size);
     }
     threads_ = threads;
+    const int left = static_cast<int>(n) % (kMaxVectors * threads);
+    if (threads > 1 && left <= kMaxVectors) shared_ = {static_cast<int>(n) - left, left};
+    for (const Layer& layer : e_.layers) ffn_ = std::max(ffn_, layer.ffn);
+    if (shared_.vectors) {
+      const size_t columns = static_cast<size_t>(std::max({e_.width, e_.max_heads * e_.head_size, ffn_}));
+      shared_rows_ = std::make_unique<Buffer<float>>(columns * kMaxVectors * kLanes);
+      shared_result_ = std::make_unique<Buffer<float>>(static_cast<size_t>(e_.width) * kMaxVectors * kLanes);
+      shared_inner_ = std::make_unique<ByteTile>(ffn_);
+    }
   }
 
   void run(int thread) {
-    const int n = static_cast<int>(vectors_.size());
+    const int n = static_cast<int>(vectors_.size()) - shared_.vectors;
     const int begin = static_cast<int>(static_cast<int64_t>(n) * thread / threads_);
     const int end = static_cast<int>(static_cast<int64_t>(n) * (thread + 1) / threads_);
-    std::vector<Tile> tiles;
-    for (int v = begin; v < end; v += kMaxVectors) tiles.push_back({v, std::min(kMaxVectors, end - v)});
+    const int count = (end - begin + kMaxVectors - 1) / kMaxVectors;
+    std::vector<Tile> tiles;  // as few as can be, of about equal size
+    for (int t = 0, first = begin; t < count; ++t) {
+      const int last = begin + (end - begin) * (t + 1) / count;
+      tiles.push_back({first, last - first});
+      first = last;
+    }
     int inner = 16;
     for (const Layer& layer : e_.layers) inner = std::max(inner, pieces(layer.ffn).size);
     const int columns = std::max(e_.width, e_.max_heads * e_.head_size);
     Scratch s(columns, inner, (longest_ + kLanes - 1) / kLanes * kLanes);
+    Buffer<float> memory(static_cast<size_t>(end - begin + shared_.vectors) * e_.width * kLanes);
+    const auto x = [&](const Tile& tile) { return memory.get() + static_cast<size_t>(tile.first - begin) * e_.width * kLanes; };
+    // of the shared tile, what lies between products every thread does for itself, on an x of its own
+    float* shared_x = memory.get() + static_cast<size_t>(end - begin) * e_.width * kLanes;
 
-    for (const Tile& tile : tiles) embed(tile);
+    for (const Tile& tile : tiles) embed(tile, x(tile));
+    if (shared_.vectors) embed(shared_, shared_x);
     for (size_t i = 0; i < e_.layers.size(); ++i) {
       const Layer& layer = e_.layers[i];
       // Two sets of keys and values take turns: a thread may fill the next layer's while another still reads this one's.
       Heads &keys = *keys_[i % 2], &values = *values_[i % 2];
-      for (const Tile& tile : tiles) project(layer, tile, keys, values, s);
+      const Range heads = share(layer.heads, 1, thread);
+      for (const Tile& tile : tiles) project(layer, tile, {0, layer.heads}, x(tile), keys, values, s);
+      if (shared_.vectors) project(layer, shared_, heads, shared_x, keys, values, s);
       barrier_.wait();
       for (const Tile& tile : tiles) {
-        attend(layer, tile, keys, values, s);
-        feed_forward(layer, tile, s);
+        attend(tile, {0, layer.heads}, keys, values, s, s.rows.get());
+        s.input.fill(k_, s.rows.get(), layer.heads * e_.head_size, tile.vectors);
+        multiply(layer.output, {0, e_.width}, s.input, tile.vectors, s.result.get());
+        add_norm(layer.attention_norm, x(tile), s.result.get(), tile.vectors);
+        feed_forward(layer, x(tile), tile.vectors, s);
+        add_norm(layer.ffn_norm, x(tile), s.result.get(), tile.vectors);
+      }
+      if (shared_.vectors) {
+        attend(shared_, heads, keys, values, s, shared_rows_->get());
+        finish_shared(layer, thread, shared_x, s);
       }
     }
-    for (const Tile& tile : tiles) write(tile);
+    for (const Tile& tile : tiles) write(tile, x(tile));
+    if (thread == 0) write(shared_, shared_x);
   }
 
  private:
-  float* x(const Tile& tile) const { return x_->get() + static_cast<size_t>(tile.first) * e_.width * kLanes; }
+  // A thread's part of `count` things, dealt out in units.
+  Range share(int count, int unit, int thread) const {
+    const auto at = [&](int t) { return std::min(count, (count + unit - 1) / unit * t / threads_ * unit); };
+    return {at(thread), at(thread + 1)};
+  }
+
+  // The rest of a layer for the shared tile, once all heads are in shared_rows_: the same sums in the same order as for a tile
+  // of one's own.
+  void finish_shared(const Layer& layer, int thread, float* x, Scratch& s) {
+    const int V = shared_.vectors, stride = V * kLanes;
+    const Range mine = share(e_.width, 4, thread), neurons = share(layer.ffn, 4, thread);
+    float *rows = shared_rows_->get(), *result = shared_result_->get();
+    barrier_.wait();
+    s.input.fill(k_, rows, layer.heads * e_.head_size, V);
+    multiply(layer.output, mine, s.input, V, result + mine.begin * stride);
+    barrier_.wait();
+    add_norm(layer.attention_norm, x, result, V);
+    s.input.fill(k_, x, e_.width, V);
+    multiply(layer.ffn_in, neurons, s.input, V, rows + static_cast<size_t>(neurons.begin) * stride);
+    barrier_.wait();
+    const Pieces cut = pieces(layer.ffn);
+    const Range parts = share(cut.count, 1, thread);
+    for (int p = parts.begin; p < parts.end; ++p)
+      k_.activate_quantize(e_.activation, rows + static_cast<size_t>(p) * cut.size * stride,
+                           std::min(cut.size, layer.ffn - p * cut.size), V, shared_inner_->bytes_of(p, cut.size, V),
+                           shared_inner_->scale_of(p), shared_inner_->zero_of(p));
+    barrier_.wait();
+    multiply(layer.ffn_out, mine, *shared_inner_, V, result + mine.begin * stride);
+    barrier_.wait();
+    add_norm(layer.ffn_norm, x, result, V);
+  }
 
   // Sum of the token's, its position's and its type's embedding, normalised. Lanes past a sequence's end are zero.
-  void embed(const Tile& tile) {
-    float* out = x(tile);
+  void embed(const Tile& tile, float* out) const {
     const int D = e_.width, stride = tile.vectors * kLanes;
     for (int v = 0; v < tile.vectors; ++v) {
       const Vector& at = vectors_[static_cast<size_t>(tile.first + v)];
@@ -174,15 +238,17 @@ class Pass {
             out[static_cast<size_t>(first + f) * stride + v * kLanes + lane] = sum[lane][f];
       }
     }
-    k_.add_norm(out, nullptr, D, tile.vectors, e_.embedding_norm.weight.data(), e_.embedding_norm.bias.data(), e_.eps);
+    add_norm(e_.embedding_norm, out, nullptr, tile.vectors);
   }
 
-  // Rows row0 … row1 of one piece of a matrix times a piece of input: out = (first ? bias : out) + …, [row - row0][V][16].
-  void multiply(const Matrix& m, int piece, int row0, int row1, const uint8_t* bytes, const float* scale,
-                const int32_t* zero, int vectors, bool first, float* out) const {
+  // Some rows of one piece of a matrix times a piece of input: out [rows][V][16] = bias + … of the first piece, and the
+  // others added to it.
+  void multiply(const Matrix& m, int piece, Range range, const uint8_t* bytes, const float* scale, const int32_t* zero,
+                int vectors, float* out) const {
+    const int row0 = range.begin;
     const Matrix::Piece& p = m.parts[static_cast<size_t>(piece)];
-    const Rows rows = {row1 - row0,          p.row_sum.data() + row0, m.scale.data() + row0, m.bias.data() + row0, scale, zero,
-                       first,                out};
+    const Rows rows = {range.end - row0, p.row_sum.data() + row0, m.scale.data() + row0, m.bias.data() + row0,
+                       scale,            zero,                    piece == 0,            out};
     const int groups = (p.columns + 3) / 4;
     switch (m.form) {
       case Form::kDense:
@@ -194,26 +260,25 @@ class Pass {
     }
   }
 
-  void multiply(const Matrix& m, int row0, int row1, const ByteTile& input, int vectors, float* out) const {
+  void multiply(const Matrix& m, Range rows, const ByteTile& input, int vectors, float* out) const {
     for (int p = 0; p < static_cast<int>(m.parts.size()); ++p)
-      multiply(m, p, row0, row1, input.bytes.get() + p * input.piece_bytes, input.scale.get() + p * kMaxVectors * 16,
-               input.zero.get() + p * kMaxVectors * 16, vectors, p == 0, out);
+      multiply(m, p, rows, input.bytes_of(p, m.parts[0].columns, vectors), input.scale_of(p), input.zero_of(p), vectors, out);
   }
 
   // Queries, keys and values of a tile, head by head, rounded to s8 with a scale per token and head.
-  void project(const Layer& layer, const Tile& tile, Heads& keys, Heads& values, Scratch& s) {
+  void project(const Layer& layer, const Tile& tile, Range heads, const float* x, Heads& keys, Heads& values, Scratch& s) {
     const int d = e_.head_size, V = tile.vectors, stride = V * kLanes;
-    s.input.fill(k_, x(tile), e_.width, V);
-    for (int h = 0; h < layer.heads; ++h) {
+    s.input.fill(k_, x, e_.width, V);
+    for (int h = heads.begin; h < heads.end; ++h) {
       const Matrix* matrices[] = {&layer.query, &layer.key, &layer.value};
       Heads* targets[] = {queries_.get(), &keys, &values};
       for (int which = 0; which < 3; ++which) {
-        multiply(*matrices[which], h * d, (h + 1) * d, s.input, V, s.rows.get());
+        multiply(*matrices[which], {h * d, (h + 1) * d}, s.input, V, s.result.get());
         for (int v = 0; v < V; ++v) {
           const size_t place = h * vectors_.size() + static_cast<size_t>(tile.first + v);
           int8_t* bytes = targets[which]->bytes.get() + place * d * kLanes;
           float* scale = targets[which]->scale.get() + place * kLanes;
-          const float* rows = s.rows.get() + v * kLanes;
+          const float* rows = s.result.get() + v * kLanes;
           if (which == 2)
             k_.quantize_value(rows, stride, d, bytes, scale);
           else
@@ -223,14 +288,14 @@ class Pass {
     }
   }
 
-  // x = norm(x + output(softmax(q k^T / sqrt(d)) v))
-  void attend(const Layer& layer, const Tile& tile, const Heads& keys, const Heads& values, Scratch& s) {
+  // out [H d][V][16] = softmax(q k^T / sqrt(d)) v of some heads
+  void attend(const Tile& tile, Range heads, const Heads& keys, const Heads& values, const Scratch& s, float* out) const {
     const int d = e_.head_size, V = tile.vectors, stride = V * kLanes;
     for (int v = 0, together; v < V; v += together) {
       const size_t vector = static_cast<size_t>(tile.first + v);
       const Sequence& sequence = sequences_[static_cast<size_t>(vectors_[vector].sequence)];
       together = v + 1 < V && vectors_[vector + 1].sequence == vectors_[vector].sequence ? 2 : 1;
-      for (int h = 0; h < layer.heads; ++h) {
+      for (int h = heads.begin; h < heads.end; ++h) {
         const size_t first = h * vectors_.size(), mine = first + vector;
         const size_t theirs = first + static_cast<size_t>(sequence.first_vector);
         const AttentionInput in = {queries_->bytes.get() + mine * d * kLanes,
@@ -241,37 +306,36 @@ class Pass {
                                    values.bytes.get() + theirs * d * kLanes,
                                    values.scale.get() + theirs * kLanes,
                                    sequence.length};
-        k_.attend(in, together, d, s.scores.get(), s.rows.get() + static_cast<size_t>(h) * d * stride + v * kLanes, stride);
+        k_.attend(in, together, d, s.scores.get(), out + static_cast<size_t>(h) * d * stride + v * kLanes, stride);
       }
     }
-    s.input.fill(k_, s.rows.get(), layer.heads * d, V);
-    multiply(layer.output, 0, e_.width, s.input, V, s.result.get());
-    k_.add_norm(x(tile), s.result.get(), e_.width, V, layer.attention_norm.weight.data(),
-                layer.attention_norm.bias.data(), e_.eps);
   }
 
-  // x = norm(x + out(activation(in(x)))), the FFN's neurons a piece at a time so that they never leave the cache.
-  void feed_forward(const Layer& layer, const Tile& tile, Scratch& s) {
-    const int V = tile.vectors;
-    s.input.fill(k_, x(tile), e_.width, V);
+  // result = out(activation(in(x))), the FFN's neurons a piece at a time so that they never leave the cache.
+  void feed_forward(const Layer& layer, const float* x, int vectors, Scratch& s) const {
+    s.input.fill(k_, x, e_.width, vectors);
     const Pieces cut = pieces(layer.ffn);
     for (int p = 0; p < cut.count; ++p) {
-      const int row0 = p * cut.size, row1 = std::min(layer.ffn, row0 + cut.size);
-      multiply(layer.ffn_in, row0, row1, s.input, V, s.rows.get());
-      k_.activate_quantize(e_.activation, s.rows.get(), row1 - row0, V, s.inner.bytes.get(), s.inner.scale.get(),
-                           s.inner.zero.get());
-      multiply(layer.ffn_out, p, 0, e_.width, s.inner.bytes.get(), s.inner.scale.get(), s.inner.zero.get(), V, p == 0,
+      const Range rows = {p * cut.size, std::min(layer.ffn, (p + 1) * cut.size)};
+      multiply(layer.ffn_in, rows, s.input, vectors, s.rows.get());
+      k_.activate_quantize(e_.activation, s.rows.get(), rows.end - rows.begin, vectors, s.inner.bytes.get(),
+                           s.inner.scale.get(), s.inner.zero.get());
+      multiply(layer.ffn_out, p, {0, e_.width}, s.inner.bytes.get(), s.inner.scale.get(), s.inner.zero.get(), vectors,
                s.result.get());
     }
-    k_.add_norm(x(tile), s.result.get(), e_.width, V, layer.ffn_norm.weight.data(), layer.ffn_norm.bias.data(), e_.eps);
   }
 
-  void write(const Tile& tile) {
+  // x = norm(x + y)
+  void add_norm(const Norm& norm, float* x, const float* y, int vectors) const {
+    k_.add_norm(x, y, e_.width, vectors, norm.weight.data(), norm.bias.data(), e_.eps);
+  }
+
+  void write(const Tile& tile, const float* x) const {
     const int D = e_.width, stride = tile.vectors * kLanes;
     for (int v = 0; v < tile.vectors; ++v) {
       const Vector& at = vectors_[static_cast<size_t>(tile.first + v)];
       const size_t token = static_cast<size_t>(sequences_[static_cast<size_t>(at.sequence)].first_token + at.first);
-      const float* in = x(tile) + v * kLanes;
+      const float* in = x + v * kLanes;
       if (outputs_.hidden)
         for (int f = 0; f < D; ++f)
           for (int lane = 0; lane < at.count; ++lane)
@@ -298,11 +362,14 @@ class Pass {
   const int32_t* types_;
   const Encoder::Outputs outputs_;
   Barrier barrier_;
-  int threads_ = 1, longest_ = 0;
+  int threads_ = 1, longest_ = 0, ffn_ = 0;
+  Tile shared_ = {0, 0};
   std::vector<Vector> vectors_;
   std::vector<Sequence> sequences_;
-  std::unique_ptr<Buffer<float>> x_;
   std::unique_ptr<Heads> queries_, keys_[2], values_[2];
+  std::unique_ptr<Buffer<float>> shared_rows_;    // [widest of heads and FFN][V][16]
+  std::unique_ptr<Buffer<float>> shared_result_;  // [D][V][16]
+  std::unique_ptr<ByteTile> shared_inner_;        // of the FFN
 };
 
 }  // namespace

@@ -20,7 +20,8 @@ from thinbert.model.checkpoint import Checkpoint, read_checkpoint
 from thinbert.model.config import ACTIVATIONS
 from thinbert.model.families import FAMILIES
 from thinbert.model.quantize import quantize_rows
-from thinbert.runtime.engine import FORMS, Engine, choose_isa, choose_threads, usable_cores
+from thinbert.runtime import engine as engine_module
+from thinbert.runtime.engine import COSTS_FILE, FORMS, Engine, choose_isa, choose_threads, costs, usable_cores
 
 ISAS = [name for name, _, built, supported in instruction_sets() if built and supported]
 LENGTHS = [9, 1, 23, 64, 16, 17, 48]
@@ -95,17 +96,19 @@ def forced(checkpoint: Checkpoint, isa: str, form: int, threads: int) -> Encoder
 def test_bit_equal_on_every_instruction_set_form_and_thread_count(tmp_path: Path, activation: str) -> None:
     config = tiny.bert_config(hidden_act=activation, intermediate_size=803)
     checkpoint = checkpoint_of(tmp_path, config, None)
-    ids, types, lengths = tiny.ragged(LENGTHS)
-    counts = np.array(lengths, np.int32)
-    expected = forced(checkpoint, "generic", 0, 1).forward(ids, types, counts, 2)
+    # 14 vectors: own tiles for two threads, two vectors shared by three; 3 vectors: shared by all
+    inputs = [tiny.ragged(lengths) for lengths in (LENGTHS, [41])]
+    plain = forced(checkpoint, "generic", 0, 1)
+    expected = [plain.forward(ids, types, np.array(lengths, np.int32), 2) for ids, types, lengths in inputs]
     assert "generic" in ISAS
     for isa in ISAS:
         for form in range(len(FORMS)):
             for threads in (1, 2, 3):
                 encoder = forced(checkpoint, isa, form, threads)
                 assert (encoder.isa, encoder.threads) == (isa, threads)
-                got = encoder.forward(ids, types, counts, 2)
-                np.testing.assert_array_equal(got, expected, err_msg=f"{isa}, {FORMS[form]}, {threads} threads")
+                for (ids, types, lengths), right in zip(inputs, expected, strict=True):
+                    got = encoder.forward(ids, types, np.array(lengths, np.int32), 2)
+                    np.testing.assert_array_equal(got, right, err_msg=f"{isa}, {FORMS[form]}, {threads} threads")
 
 
 def test_extreme_bytes_do_not_saturate(tmp_path: Path) -> None:
@@ -270,3 +273,32 @@ def test_arrays_are_not_converted() -> None:
         Matrix(
             1, 4, np.array([0, 1], np.uint32), np.array([1], np.uint16), np.ones((1, 4), np.int8), zeros[:1], zeros[:1]
         )
+
+
+def test_costs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THINBERT_CACHE", str(tmp_path / "cache"))
+    measured: list[str] = []
+
+    def measure(isa: str) -> list[float]:
+        measured.append(isa)
+        return [0.5, 0.6, 0.25]
+
+    def anew() -> tuple[float, ...]:  # as another process would ask
+        costs.cache_clear()
+        return costs("generic")
+
+    monkeypatch.setattr(engine_module, "measure_costs", measure)
+    try:
+        assert anew() == anew() == (0.5, 0.6, 0.25)
+        assert measured == ["generic"]
+        file = tmp_path / "cache" / COSTS_FILE
+        for broken in ("", "[]", "{", file.read_text().replace("0.5", '"x"'), file.read_text().replace("0.5", "-1.0")):
+            file.write_text(broken)
+            assert anew() == (0.5, 0.6, 0.25)
+        assert len(measured) == 6
+        file.unlink()
+        file.mkdir()  # cannot be written: measured each time, and no more than that
+        assert anew() == (0.5, 0.6, 0.25)
+        assert anew() == (0.5, 0.6, 0.25)
+    finally:
+        costs.cache_clear()

@@ -73,6 +73,15 @@ class Checkpoint:
             raise ModelError(f"{self.folder}: tensor {name} holds NaN or infinity; the file is damaged")
         return weight
 
+    def release(self) -> None:
+        """Gives the memory of mapped files back until it is read again: after loading, most of it never is."""
+        for tensor in self.tensors.values():
+            base: Any = tensor
+            while isinstance(base, np.ndarray | memoryview):
+                base = base.base if isinstance(base, np.ndarray) else base.obj
+            if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                base.madvise(mmap.MADV_DONTNEED)
+
     def blocks(self, name: str) -> Blocks:
         """One matrix as int8 blocks: as stored, or quantised now."""
         if name + INDEX in self.tensors:

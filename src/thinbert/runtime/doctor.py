@@ -1,7 +1,6 @@
 """What this machine makes of the engine: what it runs with, why, and what each sparsity pattern is worth."""
 
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from thinbert._core import cpu_features, instruction_sets
 from thinbert.api import Reference, load
 from thinbert.model.checkpoint import read_checkpoint
 from thinbert.runtime.cache import cache_folder, packed
-from thinbert.runtime.engine import ISA_VARIABLE, Engine, choose_isa, choose_threads, costs
+from thinbert.runtime.engine import FORMS, ISA_VARIABLE, Engine, choose_isa, choose_threads, costs, measure, processor
 
 DENSITIES = (0.5, 0.35, 0.2, 0.1)
 
@@ -33,14 +32,14 @@ def examine(model: str | None = None) -> dict[str, Any]:
     ]
     forced = os.environ.get(ISA_VARIABLE)
     report: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor(),
         "features": features,
         "isa": isa,
         "why": f"{ISA_VARIABLE} says so" if forced else "the best this processor has",
         "threads": choose_threads(),
         "instruction_sets": sets,
         "cache": str(cache_folder()),
-        "costs_ns": dict(zip(("dense", "4x4", "1x4"), costs(isa), strict=True)),
+        "costs_ns": dict(zip(FORMS, measure(isa), strict=True)),
         "speedups": [speedups(isa, density) for density in DENSITIES],
     }
     if model is not None:
@@ -114,11 +113,3 @@ def _resident_mb() -> float:
     except OSError:  # no /proc
         return float("nan")
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

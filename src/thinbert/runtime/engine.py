@@ -1,21 +1,27 @@
 """The native engine from Python: which instruction set, how many threads, and one call per batch."""
 
+import json
 import os
+import platform
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
+from thinbert import __version__
 from thinbert._core import Encoder, Matrix, cpu_features, instruction_sets, measure_costs
 from thinbert.errors import InputError, ModelError
-from thinbert.model.checkpoint import Checkpoint
+from thinbert.model.checkpoint import Checkpoint, write_atomic
 from thinbert.model.config import ACTIVATIONS
 from thinbert.model.families import FAMILIES
 from thinbert.model.quantize import SCALE_SUFFIX, quantize_rows
 from thinbert.model.weights import Array, Ints
+from thinbert.runtime.cache import cache_folder
 
 ISA_VARIABLE, THREADS_VARIABLE = "THINBERT_ISA", "THINBERT_THREADS"
 HEAD_SIZES = (32, 64)
+COSTS_FILE = "costs.json"  # in the cache folder: processor and instruction set -> nanoseconds by form
 FORMS = ("dense", "4x4", "1x4")  # by the numbers of core/weights.h
 
 _SPAN, _FIRST, _HIDDEN = 0, 1, 2  # what core/python.cc is asked for
@@ -70,8 +76,48 @@ def usable_cores() -> int:
 
 @cache
 def costs(isa: str) -> tuple[float, ...]:
-    """Nanoseconds for a block in each of FORMS, measured once per process."""
-    return tuple(measure_costs(isa))
+    """Nanoseconds for a block in each of FORMS, measured once on this kind of processor and kept in the cache."""
+    key, known = _costs_key(isa), _read_costs()
+    if key in known:
+        return known[key]
+    return measure(isa)
+
+
+def measure(isa: str) -> tuple[float, ...]:
+    """The costs measured now, and kept where the cache can be written."""
+    key, found = _costs_key(isa), tuple(measure_costs(isa))
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        write_atomic(cache_folder() / COSTS_FILE, json.dumps({**_read_costs(), key: found}, indent=1).encode())
+    except OSError:
+        pass  # 10 ms at each start are no reason to stop
+    return found
+
+
+def _costs_key(isa: str) -> str:
+    return f"thinbert {__version__}, {isa}, {processor()}, {' '.join(cpu_features())}"
+
+
+def _read_costs() -> dict[str, tuple[float, ...]]:
+    """What the file holds, less what cannot be costs."""
+    try:
+        stored = json.loads((cache_folder() / COSTS_FILE).read_text())
+        return {
+            key: tuple(values)
+            for key, values in stored.items()
+            if len(values) == len(FORMS) and all(isinstance(v, float) and 0 < v < 1e9 for v in values)
+        }
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def processor() -> str:
+    """What this processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 class Engine:
@@ -114,6 +160,7 @@ class Engine:
         span = checkpoint.span()
         if span is not None:
             self._core.set_span(span.weight, span.bias)
+        checkpoint.release()  # the engine has its own copy of the layers
 
     def span_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         """Start and end logits [T, 2] of ragged sequences."""
