@@ -29,6 +29,19 @@ std::vector<InstructionSet> instruction_sets() {
   return sets;
 }
 
+double measure_ceiling(const Kernels& kernels) {
+  if (!kernels.spin) return 0;
+  constexpr int rounds = 10'000;
+  double best = 1e30;
+  volatile int32_t kept = 0;
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    const auto begin = std::chrono::steady_clock::now();
+    kept = kept + kernels.spin(rounds);
+    best = std::min(best, std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return rounds * 16.0 * 64 / best;
+}
+
 Costs measure_costs(const Kernels& kernels) {
   // A piece of 256 rows x 768 columns, about a fifth of its blocks kept; each form does its own share of it.
   constexpr int rows = 256, groups = 192, kept = 40, vectors = kMaxVectors;

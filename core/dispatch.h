@@ -19,6 +19,9 @@ struct InstructionSet {
 // Best first; the last one, generic, runs everywhere.
 std::vector<InstructionSet> instruction_sets();
 
+// 10^9 byte products a second on registers alone, one thread: the ceiling of all products; 0 where it is not known.
+double measure_ceiling(const Kernels& kernels);
+
 // What one block of each form costs with these kernels here, timed now (about 10 ms).
 Costs measure_costs(const Kernels& kernels);
 

@@ -5,6 +5,7 @@
 #include "encoder.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 
@@ -26,6 +27,26 @@ class Buffer {
   };
   std::unique_ptr<T, Free> data_;
 };
+
+// The time since the last lap goes to a part, on threads that were given a place for it.
+struct Clock {
+  using Steady = std::chrono::steady_clock;
+  double* seconds = nullptr;
+  Steady::time_point last;
+
+  void start(double* place) {
+    seconds = place;
+    if (seconds) last = Steady::now();
+  }
+  void lap(Part part) {
+    if (!seconds) return;
+    const Steady::time_point now = Steady::now();
+    seconds[part] += std::chrono::duration<double>(now - last).count();
+    last = now;
+  }
+};
+thread_local Clock clock_of_thread;
+inline void lap(Part part) { clock_of_thread.lap(part); }
 
 struct Vector {
   int sequence, first, count;  // tokens of the sequence in this vector: first … first + count - 1
@@ -65,6 +86,7 @@ struct ByteTile {
     for (int p = 0; p < cut.count; ++p)
       k.quantize(x + static_cast<size_t>(p) * cut.size * vectors * kLanes, std::min(cut.size, columns - p * cut.size), vectors,
                  bytes_of(p, cut.size, vectors), scale_of(p), zero_of(p));
+    lap(kQuantising);
   }
 };
 
@@ -127,6 +149,7 @@ class Pass {
   }
 
   void run(int thread) {
+    clock_of_thread.start(outputs_.seconds ? outputs_.seconds + thread * kParts : nullptr);
     const int n = static_cast<int>(vectors_.size()) - shared_.vectors;
     const int begin = static_cast<int>(static_cast<int64_t>(n) * thread / threads_);
     const int end = static_cast<int>(static_cast<int64_t>(n) * (thread + 1) / threads_);
@@ -148,6 +171,7 @@ class Pass {
 
     for (const Tile& tile : tiles) embed(tile, x(tile));
     if (shared_.vectors) embed(shared_, shared_x);
+    lap(kEnds);
     for (size_t i = 0; i < e_.layers.size(); ++i) {
       const Layer& layer = e_.layers[i];
       // Two sets of keys and values take turns: a thread may fill the next layer's while another still reads this one's.
@@ -155,7 +179,7 @@ class Pass {
       const Range heads = share(layer.heads, 1, thread);
       for (const Tile& tile : tiles) project(layer, tile, {0, layer.heads}, x(tile), keys, values, s);
       if (shared_.vectors) project(layer, shared_, heads, shared_x, keys, values, s);
-      barrier_.wait();
+      meet();
       for (const Tile& tile : tiles) {
         attend(tile, {0, layer.heads}, keys, values, s, s.rows.get());
         s.input.fill(k_, s.rows.get(), layer.heads * e_.head_size, tile.vectors);
@@ -171,9 +195,15 @@ class Pass {
     }
     for (const Tile& tile : tiles) write(tile, x(tile));
     if (thread == 0) write(shared_, shared_x);
+    lap(kEnds);
   }
 
  private:
+  void meet() {
+    barrier_.wait();
+    lap(kWaiting);
+  }
+
   // A thread's part of `count` things, dealt out in units.
   Range share(int count, int unit, int thread) const {
     const auto at = [&](int t) { return std::min(count, (count + unit - 1) / unit * t / threads_ * unit); };
@@ -186,23 +216,24 @@ class Pass {
     const int V = shared_.vectors, stride = V * kLanes;
     const Range mine = share(e_.width, 4, thread), neurons = share(layer.ffn, 4, thread);
     float *rows = shared_rows_->get(), *result = shared_result_->get();
-    barrier_.wait();
+    meet();
     s.input.fill(k_, rows, layer.heads * e_.head_size, V);
     multiply(layer.output, mine, s.input, V, result + mine.begin * stride);
-    barrier_.wait();
+    meet();
     add_norm(layer.attention_norm, x, result, V);
     s.input.fill(k_, x, e_.width, V);
     multiply(layer.ffn_in, neurons, s.input, V, rows + static_cast<size_t>(neurons.begin) * stride);
-    barrier_.wait();
+    meet();
     const Pieces cut = pieces(layer.ffn);
     const Range parts = share(cut.count, 1, thread);
     for (int p = parts.begin; p < parts.end; ++p)
       k_.activate_quantize(e_.activation, rows + static_cast<size_t>(p) * cut.size * stride,
                            std::min(cut.size, layer.ffn - p * cut.size), V, shared_inner_->bytes_of(p, cut.size, V),
                            shared_inner_->scale_of(p), shared_inner_->zero_of(p));
-    barrier_.wait();
+    lap(kActivation);
+    meet();
     multiply(layer.ffn_out, mine, *shared_inner_, V, result + mine.begin * stride);
-    barrier_.wait();
+    meet();
     add_norm(layer.ffn_norm, x, result, V);
   }
 
@@ -238,6 +269,7 @@ class Pass {
             out[static_cast<size_t>(first + f) * stride + v * kLanes + lane] = sum[lane][f];
       }
     }
+    lap(kEnds);
     add_norm(e_.embedding_norm, out, nullptr, tile.vectors);
   }
 
@@ -252,12 +284,16 @@ class Pass {
     const int groups = (p.columns + 3) / 4;
     switch (m.form) {
       case Form::kDense:
-        return k_.dense(p.words.data() + static_cast<size_t>(row0) * groups, groups, bytes, vectors, rows);
+        k_.dense(p.words.data() + static_cast<size_t>(row0) * groups, groups, bytes, vectors, rows);
+        break;
       case Form::kBlock4x4:
-        return k_.block4x4(p.start.data() + row0 / 4, p.index.data(), p.words.data(), bytes, vectors, rows);
+        k_.block4x4(p.start.data() + row0 / 4, p.index.data(), p.words.data(), bytes, vectors, rows);
+        break;
       case Form::kBlock1x4:
-        return k_.block1x4(p.start.data() + row0, p.quads.data(), bytes, vectors, rows);
+        k_.block1x4(p.start.data() + row0, p.quads.data(), bytes, vectors, rows);
+        break;
     }
+    lap(kProducts);
   }
 
   void multiply(const Matrix& m, Range rows, const ByteTile& input, int vectors, float* out) const {
@@ -284,6 +320,7 @@ class Pass {
           else
             k_.quantize_key(rows, stride, d, bytes, scale, targets[which]->sum.get() + place * kLanes);
         }
+        lap(kQuantising);
       }
     }
   }
@@ -309,6 +346,7 @@ class Pass {
         k_.attend(in, together, d, s.scores.get(), out + static_cast<size_t>(h) * d * stride + v * kLanes, stride);
       }
     }
+    lap(kAttention);
   }
 
   // result = out(activation(in(x))), the FFN's neurons a piece at a time so that they never leave the cache.
@@ -320,6 +358,7 @@ class Pass {
       multiply(layer.ffn_in, rows, s.input, vectors, s.rows.get());
       k_.activate_quantize(e_.activation, s.rows.get(), rows.end - rows.begin, vectors, s.inner.bytes.get(),
                            s.inner.scale.get(), s.inner.zero.get());
+      lap(kActivation);
       multiply(layer.ffn_out, p, {0, e_.width}, s.inner.bytes.get(), s.inner.scale.get(), s.inner.zero.get(), vectors,
                s.result.get());
     }
@@ -328,6 +367,7 @@ class Pass {
   // x = norm(x + y)
   void add_norm(const Norm& norm, float* x, const float* y, int vectors) const {
     k_.add_norm(x, y, e_.width, vectors, norm.weight.data(), norm.bias.data(), e_.eps);
+    lap(kNorms);
   }
 
   void write(const Tile& tile, const float* x) const {

@@ -55,6 +55,10 @@ struct AttentionInput {
 struct Kernels {
   const char* name;
 
+  // rounds * 16 * 64 byte products on registers alone: what no product can beat. Null where one takes several instructions.
+  // Returns something made of the sums.
+  int32_t (*spin)(int rounds);
+
   // Products of a byte tile with rows of weights, by exact integer sums (see Rows for what becomes of them).
   // dense: words [row block of 4][group][4 rows].
   void (*dense)(const int32_t* words, int groups, const uint8_t* x, int vectors, const Rows& rows);

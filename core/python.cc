@@ -132,8 +132,39 @@ class PyEncoder {
 
   // what: 0 span logits [T, 2], 1 first tokens [B, D], 2 hidden states [T, D].
   nb::object forward(Array<int32_t, 1> ids, Array<int32_t, 1> types, Array<int32_t, 1> lengths, int what) {
-    require(ids.shape(0) == types.shape(0), "ids and types differ in length");
     require(what != 0 || !e_.span_weight.empty(), "no span head");
+    const size_t rows = what == 1 ? lengths.shape(0) : ids.shape(0);
+    const size_t columns = what == 0 ? 2 : static_cast<size_t>(e_.width);
+    std::unique_ptr<float[]> memory(new float[rows * columns + 1]);
+    Encoder::Outputs outputs;
+    (what == 0 ? outputs.span : what == 1 ? outputs.first : outputs.hidden) = memory.get();
+    run(ids, types, lengths, outputs);
+    float* data = memory.release();
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, columns}, owner));
+  }
+
+  // Seconds by part of the pass, the mean of all threads, as of one pass over the same inputs as `forward`.
+  nb::dict profile(Array<int32_t, 1> ids, Array<int32_t, 1> types, Array<int32_t, 1> lengths) {
+    static constexpr const char* names[kParts] = {"products", "attention", "activation", "quantising", "norms", "ends", "waiting"};
+    std::vector<double> seconds(static_cast<size_t>(pool_.size()) * kParts);
+    run(ids, types, lengths, {nullptr, nullptr, nullptr, seconds.data()});
+    nb::dict parts;
+    for (int part = 0; part < kParts; ++part) {
+      double sum = 0;
+      for (int t = 0; t < pool_.size(); ++t) sum += seconds[static_cast<size_t>(t) * kParts + part];
+      parts[names[part]] = sum / pool_.size();
+    }
+    return parts;
+  }
+
+  std::string isa() const { return set_.name; }
+  int threads() const { return pool_.size(); }
+
+ private:
+  void run(const Array<int32_t, 1>& ids, const Array<int32_t, 1>& types, const Array<int32_t, 1>& lengths,
+           const Encoder::Outputs& outputs) {
+    require(ids.shape(0) == types.shape(0), "ids and types differ in length");
     int64_t total = 0;
     for (size_t i = 0; i < lengths.shape(0); ++i) {
       require(lengths.data()[i] > 0 && lengths.data()[i] <= e_.position.rows, "a length out of range");
@@ -145,25 +176,11 @@ class PyEncoder {
       require(!e_.token_type.values || (types.data()[i] >= 0 && types.data()[i] < e_.token_type.rows),
               "a token type out of range");
     }
-    const size_t rows = what == 1 ? lengths.shape(0) : ids.shape(0);
-    const size_t columns = what == 0 ? 2 : static_cast<size_t>(e_.width);
-    std::unique_ptr<float[]> memory(new float[rows * columns + 1]);
-    Encoder::Outputs outputs;
-    (what == 0 ? outputs.span : what == 1 ? outputs.first : outputs.hidden) = memory.get();
-    {
-      nb::gil_scoped_release release;
-      std::lock_guard<std::mutex> lock(mutex_);
-      e_.forward(ids.data(), types.data(), lengths.data(), static_cast<int>(lengths.shape(0)), pool_, outputs);
-    }
-    float* data = memory.release();
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, columns}, owner));
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(mutex_);
+    e_.forward(ids.data(), types.data(), lengths.data(), static_cast<int>(lengths.shape(0)), pool_, outputs);
   }
 
-  std::string isa() const { return set_.name; }
-  int threads() const { return pool_.size(); }
-
- private:
   static Norm norm(const Array<float, 1>& weight, const Array<float, 1>& bias) { return {floats(weight), floats(bias)}; }
 
   const InstructionSet& set_;
@@ -203,6 +220,9 @@ NB_MODULE(_core, m) {
         return std::vector<double>{c.dense, c.block4x4, c.block1x4};
       },
       "isa"_a, "Nanoseconds for a block of 16 weights dense, of 16 in the 4x4 form, of 4 in the 1x4 form.");
+  m.def(
+      "measure_ceiling", [](const std::string& isa) { return measure_ceiling(*find_set(isa).kernels); }, "isa"_a,
+      "10^9 byte products a second on registers alone; 0 where it is not known.");
   nb::class_<PyMatrix>(m, "Matrix")
       .def(nb::init<int, int, Array<uint32_t, 1>, Array<uint16_t, 1>, Array<int8_t, 2>, Array<float, 1>, Array<float, 1>>(),
            "rows"_a, "columns"_a, "start"_a.noconvert(), "index"_a.noconvert(), "values"_a.noconvert(),
@@ -216,6 +236,7 @@ NB_MODULE(_core, m) {
            "form"_a = -1)
       .def("set_span", &PyEncoder::set_span, "weight"_a.noconvert(), "bias"_a.noconvert())
       .def("forward", &PyEncoder::forward, "ids"_a.noconvert(), "types"_a.noconvert(), "lengths"_a.noconvert(), "what"_a = 0)
+      .def("profile", &PyEncoder::profile, "ids"_a.noconvert(), "types"_a.noconvert(), "lengths"_a.noconvert())
       .def_prop_ro("isa", &PyEncoder::isa)
       .def_prop_ro("threads", &PyEncoder::threads);
 }

@@ -14,6 +14,9 @@ def instruction_sets() -> list[tuple[str, list[str], bool, bool]]:
 def measure_costs(isa: str) -> list[float]:
     """Nanoseconds for a block of 16 weights dense, of 16 in the 4x4 form, of 4 in the 1x4 form."""
 
+def measure_ceiling(isa: str) -> float:
+    """10^9 byte products a second on registers alone, one thread: what no product can beat; 0 where unknown."""
+
 class Matrix:
     """An int8 matrix as a row-wise list of its occupied 1x4 blocks; see thinbert.model.blocks."""
 
@@ -68,6 +71,9 @@ class Encoder:
         self, ids: NDArray[np.int32], types: NDArray[np.int32], lengths: NDArray[np.int32], what: int = 0
     ) -> NDArray[np.float32]:
         """What: 0 span logits [T, 2], 1 hidden state of each first token [B, D], 2 hidden states [T, D]."""
+
+    def profile(self, ids: NDArray[np.int32], types: NDArray[np.int32], lengths: NDArray[np.int32]) -> dict[str, float]:
+        """Seconds of one pass by part, the mean of all threads."""
 
     @property
     def isa(self) -> str: ...

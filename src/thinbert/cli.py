@@ -293,6 +293,7 @@ def _bench(
         f"{result['isa']}, {result['threads']} threads, {result['resident_mb']:.0f} MB resident; "
         f"hidden states within {result['largest_difference']:.3f} of float32's, which reach {result['size']:.1f}"
     )
+    print("time: " + ", ".join(f"{part} {share:.0%}" for part, share in result["shares"].items()))
 
 
 def _print_json(value: object) -> None:

@@ -91,6 +91,8 @@ def time_model(
         engine.first_tokens(ids, types, lengths)
         times.append(1e3 * (time.perf_counter() - started))
     low, median, high = statistics.quantiles(times[3:], n=4)
+    profiles = [engine.profile(ids, types, lengths) for _ in range(9)]
+    seconds = {part: statistics.median(p[part] for p in profiles) for part in profiles[0]}
     return {
         "median_ms": median,
         "spread_ms": high - low,
@@ -101,6 +103,7 @@ def time_model(
         "isa": engine.isa,
         "threads": engine.threads,
         "resident_mb": resident,
+        "shares": {part: s / sum(seconds.values()) for part, s in seconds.items()},
         "largest_difference": float(np.abs(ours - exact).max()),
         "size": float(np.abs(exact).max()),
     }

@@ -174,6 +174,14 @@ class Engine:
         """Hidden states [T, D] after the last layer."""
         return self._run(token_ids, token_types, lengths, _HIDDEN)
 
+    def profile(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> dict[str, float]:
+        """Seconds that one pass spends in each of its parts, the mean of all threads."""
+        return self._core.profile(
+            np.ascontiguousarray(token_ids, np.int32),
+            np.ascontiguousarray(token_types, np.int32),
+            np.array(lengths, np.int32),
+        )
+
     def _run(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int], what: int) -> Array:
         if os.getpid() != self._pid:
             raise ModelError("this model was loaded before a fork, and its threads stayed behind; load it in the child")

@@ -1,0 +1,108 @@
+"""Each kernel on each instruction set: equal to the plain one to the last bit, then timed in a layer of a BERT-base.
+
+    python bench/kernels.py [--tokens 16 32 48 64] [--out FILE.json]
+
+One thread, one tile (V vectors of 16 tokens). Products: 10^9 multiplications a second on the weights that are kept,
+and as a share of what the instructions do on registers alone, where that is known. All else: nanoseconds a token.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thinbert._core import Encoder, Matrix, cpu_features, instruction_sets, measure_ceiling
+from thinbert.model.blocks import to_blocks
+from thinbert.runtime.engine import FORMS
+
+D, F, HEADS, VOCABULARY = 768, 3072, 12, 256
+KEPT = {"dense": 1.0, "4x4": 0.2, "1x4": 0.2}  # share of blocks
+BLOCKS = {"dense": (1, 1), "4x4": (4, 4), "1x4": (1, 4)}
+
+
+def layer(isa: str, form: str) -> tuple[Encoder, int]:
+    """A layer with every matrix in one form, and how many weights it keeps."""
+    random = np.random.RandomState(0)
+    encoder = Encoder(isa, 1, D, D // HEADS, 0, 1e-12, [1.0, 1.0, 1.0])
+    ones, zeros = np.ones(D, np.float32), np.zeros(D, np.float32)
+
+    def values(rows: int, columns: int) -> np.ndarray:
+        w = random.randint(1, 128, (rows, columns)) * random.choice([-1, 1], (rows, columns))
+        r, c = BLOCKS[form]
+        kept = random.uniform(size=(rows // r, columns // c)) < KEPT[form]
+        return (w * kept.repeat(r, axis=0).repeat(c, axis=1)).astype(np.int8)
+
+    tables = [
+        (random.randint(-127, 128, (rows, D)).astype(np.int8), np.full(rows, 1 / 64, np.float32))
+        for rows in (VOCABULARY, 512, 2)
+    ]
+    encoder.set_embeddings(tables, ones, zeros)
+    matrices, weights = [], 0
+    for rows, columns in ((D, D), (D, D), (D, D), (D, D), (F, D), (D, F)):
+        blocks = to_blocks(values(rows, columns), np.full(rows, 1 / 2000, np.float32))
+        weights += 4 * len(blocks.index)
+        bias = np.zeros(rows, np.float32)
+        matrices.append(Matrix(rows, columns, blocks.start, blocks.index, blocks.values, blocks.scale, bias))
+    encoder.add_layer(HEADS, F, matrices, ones, zeros, ones, zeros, FORMS.index(form))
+    return encoder, weights
+
+
+def measure(encoder: Encoder, weights: int, tokens: int, expected: np.ndarray, rounds: int) -> dict[str, float]:
+    """Raises SystemExit where the hidden states are not the expected ones."""
+    ids = np.random.RandomState(tokens).randint(0, VOCABULARY, tokens).astype(np.int32)
+    inputs = ids, np.zeros(tokens, np.int32), np.array([tokens], np.int32)
+    if not np.array_equal(encoder.forward(*inputs, 2), expected):
+        raise SystemExit(f"{encoder.isa}, {tokens} tokens: not what the generic kernels compute; nothing was timed")
+    profiles = [encoder.profile(*inputs) for _ in range(rounds)]
+    seconds = {part: statistics.median(p[part] for p in profiles) for part in profiles[0]}
+    row = {"gmacs": weights * tokens / seconds["products"] / 1e9}
+    for part in ("attention", "activation", "quantising", "norms"):
+        row[f"{part}_ns"] = seconds[part] / tokens * 1e9
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 32, 48, 64])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    ceilings = {}
+    for form in FORMS:
+        plain, _ = layer("generic", form)
+        expected = {}
+        for tokens in args.tokens:
+            ids = np.random.RandomState(tokens).randint(0, VOCABULARY, tokens).astype(np.int32)
+            expected[tokens] = plain.forward(ids, np.zeros(tokens, np.int32), np.array([tokens], np.int32), 2)
+        for isa in [name for name, _, built, supported in instruction_sets() if built and supported]:
+            ceilings[isa] = measure_ceiling(isa)
+            encoder, weights = layer(isa, form)
+            for tokens in args.tokens:
+                rounds = args.rounds if isa != "generic" else 3
+                row = measure(encoder, weights, tokens, expected[tokens], rounds)
+                share = f" ({row['gmacs'] / ceilings[isa]:4.0%})" if ceilings[isa] else ""
+                print(
+                    f"{isa:10s} {form:5s} {tokens:3d} tokens: products {row['gmacs']:6.1f} GMAC/s{share}; ns a token: "
+                    + ", ".join(f"{k.removesuffix('_ns')} {v:.0f}" for k, v in row.items() if k.endswith("_ns")),
+                    flush=True,
+                )
+                rows.append({"isa": isa, "form": form, "tokens": tokens, **row})
+    result = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"platform": platform.platform(), "cpu_features": cpu_features()},
+        "ceiling_gmacs": ceilings,
+        "rows": rows,
+    }
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
