@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
-NATIVE := pyproject.toml constraints.txt CMakeLists.txt $(wildcard core/*)
+COMPARE = $(BIN)/python bench/compare.py
+NATIVE := pyproject.toml constraints.txt CMakeLists.txt $(wildcard core/* core/kernels/*)
 
-.PHONY: ask test dev lint fix bench sanitize fuzz clean
+.PHONY: ask test dev lint fix bench bench-all sanitize fuzz clean
 
 ask: $(VENV)/.base  ## answer a question from the example text
 	$(BIN)/thinbert ask "Who built the Eiffel Tower?" examples/eiffel-tower.md
@@ -25,12 +26,22 @@ fix: $(VENV)/.test  ## what can be mended by a tool
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## the engine beside its peers, about 15 minutes
-	$(BIN)/python bench/compare.py --models base-1x4-80 --out bench/results/base-1x4-80.json
-	$(BIN)/python bench/compare.py --models base-dense base-4x4-80 base-unstructured-90 base-32x32-68 \
-		--engines "OpenVINO int8" --tokens 128 384 --out bench/results/patterns.json
-	$(BIN)/python bench/compare.py --models large-hybrid-84 --engines "OpenVINO int8" --tokens 384 \
-		--out bench/results/large-hybrid.json
+bench: $(VENV)/.bench  ## the engine beside its peers, under 20 minutes; with THINBERT_DATA also on SQuAD
+	$(COMPARE) --models base-1x4-80 --out bench/results/base-1x4-80.json
+	$(COMPARE) --models base-dense base-unstructured-90 base-4x4-80 base-32x32-68 minilm-dense minilm-1x4-80 \
+		--engines "OpenVINO int8" --out bench/results/patterns.json
+	$(COMPARE) --models large-hybrid-84 --engines "OpenVINO int8" --tokens 384 --out bench/results/large-hybrid.json
+	test -z "$$THINBERT_DATA" || $(BIN)/python bench/squad.py "$$THINBERT_DATA/squad-dev-v1.1.json.xz" --questions 400 \
+		--out bench/results/squad.json
+	$(BIN)/python tools/result_tables.py
+
+bench-all: bench  ## and batches of 32, 6 layers, BERT-large, kernels, the curve of time against tokens
+	$(COMPARE) --models base-dense base-1x4-80 --engines "OpenVINO int8" "ONNX Runtime int8" --batch 32 --tokens 128 --rounds 4 \
+		--out bench/results/batch-32.json
+	$(COMPARE) --models distil-1x4-80 distil-unstructured-90 large-1x4-80 --engines "OpenVINO int8" --tokens 128 384 \
+		--out bench/results/sizes.json
+	$(BIN)/python bench/kernels.py --out bench/results/kernels.json
+	$(BIN)/python bench/curve.py --out bench/results/curve.json --figure docs/curve.svg
 	$(BIN)/python tools/result_tables.py
 
 # Built aside and put before the editable install, whose import hook a plain path does not bring along. pytest runs

@@ -1,6 +1,7 @@
-"""Engines side by side on the same weights and tokens, batch 1: verified, then timed, taking turns. See README.md.
+"""Engines side by side on the same weights and tokens: verified, then timed, taking turns. See README.md.
 
-    python bench/compare.py [--models base-1x4-80 …] [--tokens 32 128 384] [--rounds 8] [--threads 2] [--out FILE.json]
+    python bench/compare.py [--models base-1x4-80 …] [--tokens 32 128 384] [--batch 1] [--rounds 8] [--threads 2]
+                             [--engines "OpenVINO int8" …] [--out FILE.json]
 
 The last line of the output is one JSON object.
 """
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,10 @@ PAUSE = 0.1
 RUNS = 5  # timed runs a turn, after an untimed one
 
 
-def inputs(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random tokens, the first twelve as the question."""
-    ids = np.random.RandomState(length).randint(5, 1000, length).astype(np.int32)
-    return ids, (np.arange(length) >= 12).astype(np.int32)
+def inputs(batch: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random tokens [B, L], the first twelve as the question."""
+    ids = np.random.RandomState(length).randint(5, 1000, (batch, length)).astype(np.int32)
+    return ids, np.tile((np.arange(length) >= 12).astype(np.int32), (batch, 1))
 
 
 def worker(name: str, model: str, threads: int) -> None:
@@ -61,7 +63,7 @@ def worker(name: str, model: str, threads: int) -> None:
     print(json.dumps(engine.describe()), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        ids, types = inputs(request["tokens"])
+        ids, types = inputs(request["batch"], request["tokens"])
         logits = engine.forward(ids, types)  # warms caches and threads after the pause
         times = []
         for _ in range(request["runs"]):
@@ -76,24 +78,24 @@ def worker(name: str, model: str, threads: int) -> None:
 
 
 class Worker:
-    def __init__(self, name: str, model: str, threads: int) -> None:
-        command = [sys.executable, __file__, "--worker", name, "--models", model, "--threads", str(threads)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    """A process that answers each line of JSON with another; its first line describes it."""
+
+    def __init__(self, name: str, command: Sequence[str], threads: int) -> None:
         self._name = name
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)},
         )
-        self.description = self._read()
+        self.description: dict[str, Any] = self._read()
 
-    def ask(self, tokens: int, *, runs: int = RUNS, logits: bool = False) -> dict[str, Any]:
+    def ask(self, **request: Any) -> dict[str, Any]:
         time.sleep(PAUSE)
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"tokens": tokens, "runs": runs, "logits": logits}) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._read()
 
@@ -111,12 +113,23 @@ class Worker:
         return answer
 
 
-def compare(workers: dict[str, Worker], exact: Any, tokens: int, rounds: int) -> dict[str, Any]:
-    ids, types = inputs(tokens)
-    expected = exact.forward(ids, types, [tokens])
-    row: dict[str, Any] = {"tokens": tokens, "engines": {}}
+def report(out: Path | None, threads: int, **results: Any) -> None:
+    """Prints results as one line of JSON, with date and machine, and writes them to `out`."""
+    from thinbert._core import cpu_features
+
+    machine = {"platform": platform.platform(), "threads": threads, "cpu_features": cpu_features()}
+    result = {"date": datetime.now(UTC).date().isoformat(), "machine": machine, **results}
+    if out:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def compare(workers: dict[str, Worker], exact: Any, batch: int, tokens: int, rounds: int) -> dict[str, Any]:
+    ids, types = inputs(batch, tokens)
+    expected = exact.forward(ids.ravel(), types.ravel(), [tokens] * batch).reshape(batch, tokens, 2)
+    row: dict[str, Any] = {"tokens": tokens, "batch": batch, "engines": {}}
     for name, w in workers.items():
-        logits = np.array(w.ask(tokens, runs=0, logits=True)["logits"])
+        logits = np.array(w.ask(batch=batch, tokens=tokens, runs=0, logits=True)["logits"])
         error = float(np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2)))
         if not error <= ENGINES[name][2]:
             raise SystemExit(f"{name}, {tokens} tokens: relative error {error:.3f} of the logits; nothing was timed")
@@ -124,7 +137,7 @@ def compare(workers: dict[str, Worker], exact: Any, tokens: int, rounds: int) ->
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, w in workers.items():
-            times[name] += w.ask(tokens)["ms"]
+            times[name] += w.ask(batch=batch, tokens=tokens, runs=RUNS, logits=False)["ms"]
     for name, values in times.items():
         low, middle, high = statistics.quantiles(values, n=4)
         row["engines"][name] |= {"median_ms": round(middle, 3), "spread_ms": round(high - low, 3)}
@@ -139,6 +152,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(PATTERNS))
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128, 384])
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path)
@@ -149,19 +163,22 @@ def main() -> None:
         return
 
     import thinbert
-    from thinbert import _core
 
     cases = []
     descriptions: dict[str, Any] = {}
     for model in args.models:
         folder = str(make(model)) if model in PATTERNS else model
         exact = thinbert.load(folder, precision="float32")
-        workers = {name: Worker(name, folder, args.threads) for name in dict.fromkeys([OURS, *args.engines])}
+        rest = ["--models", folder, "--threads", str(args.threads)]
+        workers = {
+            name: Worker(name, [__file__, "--worker", name, *rest], args.threads)
+            for name in dict.fromkeys([OURS, *args.engines])
+        }
         descriptions |= {name: w.description for name, w in workers.items()}
         for tokens in args.tokens:
-            row = {"model": model, **compare(workers, exact, tokens, args.rounds)}
+            row = {"model": model, **compare(workers, exact, args.batch, tokens, args.rounds)}
             cases.append(row)
-            print(f"{model}, {tokens} tokens")
+            print(f"{model}, {args.batch} x {tokens} tokens")
             for name, e in row["engines"].items():
                 print(
                     f"  {name:18s} {e['median_ms']:8.2f} ms ± {e['spread_ms']:5.2f}   {e['ratio_to_ours']:5.2f}x ours"
@@ -170,19 +187,7 @@ def main() -> None:
                 )
         for w in workers.values():
             w.close()
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {
-            "platform": platform.platform(),
-            "threads": args.threads,
-            "cpu_features": _core.cpu_features(),
-        },
-        "engines": descriptions,
-        "cases": cases,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    report(args.out, args.threads, engines=descriptions, cases=cases)
 
 
 if __name__ == "__main__":

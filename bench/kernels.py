@@ -7,16 +7,14 @@ and as a share of what the instructions do on registers alone, where that is kno
 """
 
 import argparse
-import json
-import platform
 import statistics
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compare import report
 
-from thinbert._core import Encoder, Matrix, cpu_features, instruction_sets, measure_ceiling
+from thinbert._core import Encoder, Matrix, instruction_sets, measure_ceiling
 from thinbert.model.blocks import to_blocks
 from thinbert.runtime.engine import FORMS
 
@@ -93,15 +91,7 @@ def main() -> None:
                     flush=True,
                 )
                 rows.append({"isa": isa, "form": form, "tokens": tokens, **row})
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"platform": platform.platform(), "cpu_features": cpu_features()},
-        "ceiling_gmacs": ceilings,
-        "rows": rows,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    report(args.out, 1, ceiling_gmacs=ceilings, rows=rows)
 
 
 if __name__ == "__main__":

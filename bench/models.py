@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 WORK = Path(__file__).parent / "made"
 VOCABULARY = 1000  # rows that random tokens touch; embeddings cost no time worth measuring
@@ -19,6 +19,7 @@ class Spec:
     kept: float = 1.0  # share of blocks
     layers: int = 12
     width: int = 768
+    head_size: int = 64
     heads_zero: int = 0  # of all layers together, as zeros in the file
     ffn_kept: float = 1.0  # share of neurons; the others are zero, and the blocks are then in attention alone
 
@@ -29,6 +30,11 @@ PATTERNS = {
     "base-4x4-80": Spec((4, 4), 0.2),
     "base-unstructured-90": Spec((1, 1), 0.1),
     "base-32x32-68": Spec((32, 32), 0.317),
+    "minilm-dense": Spec(layers=6, width=384, head_size=32),
+    "minilm-1x4-80": Spec((1, 4), 0.2, layers=6, width=384, head_size=32),
+    "distil-1x4-80": Spec((1, 4), 0.2, layers=6),
+    "distil-unstructured-90": Spec((1, 1), 0.1, layers=6),
+    "large-1x4-80": Spec((1, 4), 0.2, layers=24, width=1024),
     # madlag's hybrid BERT-large: 16 % of linear weights
     "large-hybrid-84": Spec((32, 32), 0.5, layers=24, width=1024, heads_zero=190, ffn_kept=0.11),
 }
@@ -40,7 +46,7 @@ def make(name: str) -> Path:
     if (folder / "config.json").exists():
         return folder
     spec = PATTERNS[name]
-    D, F, layers, heads = spec.width, 4 * spec.width, spec.layers, spec.width // 64
+    D, F, layers, heads = spec.width, 4 * spec.width, spec.layers, spec.width // spec.head_size
     random = np.random.RandomState(0)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
@@ -66,7 +72,7 @@ def make(name: str) -> Path:
         norms += [f"{stem}.attention.output.LayerNorm", f"{stem}.output.LayerNorm"]
         made = {f"attention.self.{n}": sparse(D, D) for n in ("query", "key", "value")}
         made["attention.output.dense"] = sparse(D, D)
-        alive = ~dead[i * heads : (i + 1) * heads].repeat(64)
+        alive = ~dead[i * heads : (i + 1) * heads].repeat(spec.head_size)
         for n in ("query", "key", "value"):
             made[f"attention.self.{n}"] *= alive[:, None]
         made["attention.output.dense"] *= alive
@@ -115,3 +121,20 @@ def as_float(model: str) -> Path:
             config.pop(own, None)
         (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def as_sparse(folder: Path, kept: float = 0.2) -> Path:
+    """A float folder's model with the smallest 1x4 blocks of every matrix of its layers zeroed: fast, and untrained."""
+    out = folder.with_name(f"{folder.name}-1x4-{1 - kept:.0%}".replace("%", ""))
+    if not (out / "config.json").exists():
+        tensors = dict(load_file(folder / "model.safetensors"))
+        for name, weight in tensors.items():
+            if ".layer." in name and weight.ndim == 2:
+                size = np.abs(weight).reshape(len(weight), -1, 4).sum(axis=2)
+                mask = size >= np.quantile(size, 1 - kept)
+                tensors[name] = weight * mask.repeat(4, axis=1)
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, out / "model.safetensors")
+        for name in ("tokenizer.json", "config.json"):
+            (out / name).write_bytes((folder / name).read_bytes())
+    return out

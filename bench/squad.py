@@ -11,22 +11,20 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import ENGINES, OURS, PAUSE
+from compare import ENGINES, OURS, Worker, report
 
 HERE = Path(__file__).parent
 MAX_LENGTH, BUCKET = 384, 32
 CALIBRATION = 200  # questions
+SPARSE = f"{OURS}, 80 % 1x4"  # the same shape with the smallest blocks zeroed and no training: its answers mean nothing
 PEERS = ("OpenVINO int8", "OpenVINO bf16", "ONNX Runtime int8", "ONNX Runtime f32")
 
 
@@ -41,7 +39,7 @@ class Padded:
         for n in lengths:
             at = slice(start, start + n)
             pad_to = -(-n // BUCKET) * BUCKET if self._bucketed else MAX_LENGTH
-            out.append(self._engine.forward(ids[at], types[at], pad_to))
+            out.append(self._engine.forward(ids[None, at], types[None, at], pad_to)[0])
             start += n
         return np.concatenate(out)
 
@@ -70,17 +68,17 @@ def worker(args: argparse.Namespace) -> None:
     import thinbert
     from thinbert.tasks.squad import read_squad
 
-    name, _, padding = args.worker.partition(", ")
+    name, _, how = args.worker.partition(", ")
     model = thinbert.load(args.model, threads=args.threads)
     if name != OURS:
         file, precision, _ = ENGINES[name]
         model.runtime = Padded(
-            importlib.import_module(file).Engine(args.folder, args.threads, precision), padding == "bucketed"
+            importlib.import_module(file).Engine(args.folder, args.threads, precision), how == "bucketed"
         )
     questions = read_squad(args.data).questions[: args.questions]
     pairs = [(q.question, [q.context]) for q in questions]
     list(model.read_many(pairs))  # compiles every length and warms up
-    print(json.dumps("ready"), file=answers, flush=True)
+    print(json.dumps({}), file=answers, flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()
         readings = list(model.read_many(pairs))
@@ -104,7 +102,7 @@ def main() -> None:
         worker(args)
         return
 
-    from models import as_float
+    from models import as_float, as_sparse
 
     from thinbert.tasks.metrics import score_v1
     from thinbert.tasks.squad import read_squad
@@ -113,49 +111,28 @@ def main() -> None:
     golds = dataset.golds[: args.questions]
     folder = as_float(args.model)
     calibrate(args.model, dataset.questions[-CALIBRATION:], folder)
-    names = [OURS, *(f"{peer}, {how}" for peer in PEERS for how in ("padded", "bucketed"))]
-    workers = {}
-    for name in names:
-        command = [sys.executable, __file__, str(args.data), "--worker", name, "--folder", str(folder)]
-        command += ["--model", args.model, "--questions", str(args.questions), "--threads", str(args.threads)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
-        workers[name] = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        if not workers[name].stdout.readline():  # type: ignore[union-attr]
-            raise SystemExit(f"{name} stopped with exit code {workers[name].wait()}")
-    rates: dict[str, list[float]] = {name: [] for name in names}
+    rest = ["--folder", str(folder), "--questions", str(args.questions), "--threads", str(args.threads)]
+    models = {OURS: args.model} | {f"{peer}, {how}": args.model for peer in PEERS for how in ("padded", "bucketed")}
+    models[SPARSE] = str(as_sparse(folder))
+    workers = {
+        name: Worker(name, [__file__, str(args.data), "--worker", name, "--model", model, *rest], args.threads)
+        for name, model in models.items()
+    }
+    rates: dict[str, list[float]] = {name: [] for name in models}
     scores = {}
     for _ in range(args.rounds):
         for name, w in workers.items():
-            time.sleep(PAUSE)
-            w.stdin.write("go\n")  # type: ignore[union-attr]
-            w.stdin.flush()  # type: ignore[union-attr]
-            answer = json.loads(w.stdout.readline())  # type: ignore[union-attr]
+            answer = w.ask()
             rates[name].append(len(golds) / answer["seconds"])
             scores[name] = score_v1(golds, answer["answers"])["f1"]
     ours = statistics.median(rates[OURS])
     rows = []
-    for name in names:
+    for name, w in workers.items():
         rate = statistics.median(rates[name])
         rows.append({"engine": name, "questions_per_second": rate, "f1": scores[name], "ours_over_it": ours / rate})
         print(f"{name:28s} {rate:7.1f} questions/s   F1 {scores[name]:.2f}   ours {ours / rate:.2f}x", flush=True)
-        workers[name].stdin.close()  # type: ignore[union-attr]
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "platform": platform.platform(),
-        "threads": args.threads,
-        "questions": len(golds),
-        "rows": rows,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+        w.close()
+    report(args.out, args.threads, questions=len(golds), rows=rows)
 
 
 if __name__ == "__main__":

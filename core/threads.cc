@@ -1,5 +1,8 @@
 #include "threads.h"
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -16,6 +19,27 @@ constexpr int kIdleSpins = 1 << 14;
 inline void pause() {
 #if defined(__x86_64__)
   _mm_pause();
+#endif
+}
+
+int current_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Moves this thread off the core of the thread it works for. A worker woken from sleep is sometimes put on its caller's core
+// though another idles, and with calls of a millisecond the scheduler takes many of them to notice.
+void step_aside([[maybe_unused]] int core) {
+#if defined(__linux__)
+  if (core < 0 || sched_getcpu() != core) return;
+  cpu_set_t allowed, others;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+  others = allowed;
+  CPU_CLR(core, &others);
+  if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
 #endif
 }
 
@@ -54,6 +78,7 @@ void ThreadPool::run(Job job, void* context) {
     std::lock_guard<std::mutex> lock(mutex_);
     job_ = job;
     context_ = context;
+    core_ = current_core();
     running_ = static_cast<int>(workers_.size());
     round_.fetch_add(1, std::memory_order_release);
   }
@@ -74,6 +99,7 @@ void ThreadPool::work(int thread) {
     }
     if (stop_) return;
     seen = round_.load(std::memory_order_acquire);
+    step_aside(core_);
     job_(context_, thread);
     if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       std::lock_guard<std::mutex> lock(mutex_);

@@ -40,6 +40,7 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   Job job_ = nullptr;  // written before round_ is raised, read after it was seen raised
   void* context_ = nullptr;
+  int core_ = -1;  // of the caller
   std::atomic<unsigned> round_{0};
   std::atomic<int> running_{0};
   std::atomic<bool> stop_{false};

@@ -8,8 +8,8 @@ from padding import INPUTS, feed
 
 
 def export(model: str, work: Path) -> Path:
-    """The model as ONNX with any sequence length, made once."""
-    path = work / "model.onnx"
+    """The model as ONNX with any batch and sequence length, made once."""
+    path = work / "batched.onnx"
     if not path.exists():
         import torch
         from pytorch import load
@@ -22,7 +22,7 @@ def export(model: str, work: Path) -> Path:
             path,
             input_names=INPUTS,
             output_names=("start", "end"),
-            dynamic_axes={n: {1: "length"} for n in (*INPUTS, "start", "end")},
+            dynamic_axes={n: {0: "batch", 1: "length"} for n in (*INPUTS, "start", "end")},
             dynamo=False,
         )
     return path
@@ -37,7 +37,7 @@ class Engine:
         if precision == "int8":
             from onnxruntime.quantization import quantize_dynamic
 
-            quantised = work / "model.int8.onnx"
+            quantised = work / "batched.int8.onnx"
             if not quantised.exists():
                 quantize_dynamic(path, quantised)
             path = quantised
@@ -47,7 +47,7 @@ class Engine:
 
     def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
         start, end = self._session.run(None, feed(ids, types, pad_to))
-        return np.stack([start[0, : len(ids)], end[0, : len(ids)]], axis=1)
+        return np.stack([start, end], axis=2)[:, : ids.shape[1]]
 
     def describe(self) -> dict[str, Any]:
         import onnxruntime

@@ -12,7 +12,8 @@ class Engine:
         self._model = thinbert.load(model, precision=precision, threads=threads)
 
     def forward(self, ids: np.ndarray, types: np.ndarray) -> np.ndarray:
-        return self._model.forward(ids, types, [len(ids)])
+        batch, length = ids.shape
+        return self._model.forward(ids.ravel(), types.ravel(), [length] * batch).reshape(batch, length, 2)
 
     def describe(self) -> dict[str, Any]:
         import thinbert

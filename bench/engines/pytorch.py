@@ -40,7 +40,7 @@ class Engine:
 
         with torch.inference_mode():
             out = self._model(**{n: torch.from_numpy(a) for n, a in feed(ids, types, pad_to).items()})
-        return torch.stack([out.start_logits[0], out.end_logits[0]], dim=1).float().numpy()[: len(ids)]
+        return torch.stack([out.start_logits, out.end_logits], dim=2).float().numpy()[:, : ids.shape[1]]
 
     def describe(self) -> dict[str, Any]:
         import torch

@@ -1,0 +1,1 @@
+"""Making thin models: pruning, distillation, quantisation-aware training. Needs `pip install thinbert[train]`."""

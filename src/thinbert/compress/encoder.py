@@ -1,0 +1,270 @@
+"""The encoder in torch, for training: the forward pass of model/reference.py with masks and rounding as part of it.
+
+Modules carry the field names of model/weights.py; families.py says what a checkpoint calls them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thinbert.compress import qat
+from thinbert.errors import ModelError
+from thinbert.model.checkpoint import Checkpoint, read_json
+from thinbert.model.config import EncoderConfig
+from thinbert.model.families import FAMILIES, Family
+
+ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+HEADS = ("span", "classify", "mlm", "nsp")
+
+
+class Linear(nn.Linear):
+    """y = x W^T + b, with W masked where there is a mask, and both sides rounded as the engine does it when asked."""
+
+    mask: Tensor | None
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("mask", None)
+        self.quantised = False
+
+    def matrix(self) -> Tensor:
+        return self.weight if self.mask is None else self.weight * self.mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.quantised:
+            return qat.linear(x, self.matrix(), self.bias)
+        return F.linear(x, self.matrix(), self.bias)
+
+
+class Norm(nn.Module):
+    """Layer norm, or the affine map alone (NoNorm)."""
+
+    def __init__(self, width: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.eps = config.norm_eps if config.norm == "layer_norm" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.eps is None:
+            return (x * self.weight + self.bias).to(x.dtype)
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+@dataclass
+class Trace:
+    """What a forward pass went through, kept when asked for: the terms of distillation (see compress/distill.py)."""
+
+    hidden: list[Tensor] = field(default_factory=list)  # [B, L, D] embeddings and each layer's output
+    scores: list[Tensor] = field(default_factory=list)  # [B, H, L, L] attention scores before the softmax, by layer
+
+
+class Layer(nn.Module):
+    def __init__(self, config: EncoderConfig, number: int) -> None:
+        super().__init__()
+        D, A, inner = config.width, config.heads[number] * config.head_size, config.ffn[number]
+        self.query, self.key, self.value = Linear(D, A), Linear(D, A), Linear(D, A)
+        self.attention_output, self.attention_norm = Linear(A, D), Norm(D, config)
+        self.ffn_in, self.ffn_out, self.ffn_norm = Linear(D, inner), Linear(inner, D), Norm(D, config)
+        self._activation = ACTIVATIONS[config.activation]
+        self._head_size = config.head_size
+        self.dropout = 0.0
+
+    def forward(self, x: Tensor, mask: Tensor | None, trace: Trace | None) -> Tensor:
+        context = self._attention(x, mask, trace)
+        x = self.attention_norm(x + self._drop(self.attention_output(context)))
+        inner = self._activation(self.ffn_in(x))
+        return self.ffn_norm(x + self._drop(self.ffn_out(inner)))  # type: ignore[no-any-return]
+
+    def _attention(self, x: Tensor, mask: Tensor | None, trace: Trace | None) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v: [B, L, D] to [B, L, H d]; mask [B, 1, 1, L] is True where there is a token."""
+        B, L, _ = x.shape
+        q, k, v = (
+            linear(x).reshape(B, L, -1, self._head_size).transpose(1, 2) for linear in (self.query, self.key, self.value)
+        )
+        if trace is not None:
+            trace.scores.append(q @ k.transpose(-1, -2) * self._head_size**-0.5)
+        if self.query.quantised:
+            context = qat.attention(q, k, v, mask)
+        else:
+            context = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
+        return context.transpose(1, 2).reshape(B, L, -1)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Encoder(nn.Module):
+    """A BERT-family encoder with the heads it is asked for."""
+
+    def __init__(self, config: EncoderConfig, heads: Mapping[str, int]) -> None:
+        """heads: of HEADS, with the number of classes for `classify` (anything else: the value is not read)."""
+        super().__init__()
+        D = config.width
+        self.config = config
+        self.token, self.position = nn.Embedding(config.vocabulary, D), nn.Embedding(config.positions, D)
+        self.token_type = nn.Embedding(config.token_types, D) if config.token_types else None
+        self.norm = Norm(D, config)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
+        self.span = Linear(D, 2) if "span" in heads else None
+        # one hidden layer before the classes, which BERT calls the pooler and shares with next-sentence prediction
+        self.classify_hidden = Linear(D, D) if {"classify", "nsp"} & set(heads) else None
+        self.classify_out = Linear(D, heads["classify"]) if "classify" in heads else None
+        self.nsp = Linear(D, 2) if "nsp" in heads else None
+        self.mlm_transform = Linear(D, D) if "mlm" in heads else None
+        self.mlm_norm = Norm(D, config) if "mlm" in heads else None
+        self.mlm_bias = nn.Parameter(torch.zeros(config.vocabulary)) if "mlm" in heads else None
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)  # as BERT is initialised
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self, ids: Tensor, types: Tensor, lengths: Tensor | None = None, *, trace: Trace | None = None
+    ) -> Tensor:
+        """Hidden states [B, L, D].
+
+        Args:
+            ids, types: [B, L], padded with anything past each sequence's end.
+            lengths: [B]; None where all sequences have L tokens.
+            trace: filled with what distillation looks at.
+        """
+        L = ids.shape[1]
+        mask = None if lengths is None else (torch.arange(L, device=ids.device) < lengths[:, None])[:, None, None, :]
+        x = self.token(ids) + self.position.weight[:L]
+        if self.token_type is not None:
+            x = x + self.token_type(types)
+        x = self.norm(x)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream too: half the memory traffic
+        if trace is not None:
+            trace.hidden.append(x)
+        for layer in self.layers:
+            x = layer(x, mask, trace)
+            if trace is not None:
+                trace.hidden.append(x)
+        return x
+
+    def span_logits(self, hidden: Tensor) -> Tensor:
+        """[B, L, 2] from hidden states."""
+        assert self.span is not None
+        return self.span(hidden)  # type: ignore[no-any-return]
+
+    def class_logits(self, hidden: Tensor) -> Tensor:
+        """[B, classes]."""
+        assert self.classify_out is not None
+        return self.classify_out(self._pooled(hidden))  # type: ignore[no-any-return]
+
+    def nsp_logits(self, hidden: Tensor) -> Tensor:
+        """[B, 2]: the second segment follows, or is from elsewhere."""
+        assert self.nsp is not None
+        return self.nsp(self._pooled(hidden))  # type: ignore[no-any-return]
+
+    def mlm_logits(self, rows: Tensor) -> Tensor:
+        """[M, V] of hidden states [M, D] at the masked places: the output matrix is the token embeddings."""
+        assert self.mlm_transform is not None and self.mlm_norm is not None
+        x = self.mlm_norm(ACTIVATIONS[self.config.activation](self.mlm_transform(rows)))
+        return F.linear(x, self.token.weight, self.mlm_bias)
+
+    def _pooled(self, hidden: Tensor) -> Tensor:
+        assert self.classify_hidden is not None
+        activation = torch.tanh if FAMILIES[self.config.family].classify_activation == "tanh" else F.relu
+        return activation(self.classify_hidden(hidden[:, 0]))
+
+    def linears(self) -> dict[str, Linear]:
+        """The matrices of the layers by our names, `layers.0.query` and so on: what is pruned and quantised."""
+        return {name: m for name, m in self.named_modules() if isinstance(m, Linear) and name.startswith("layers.")}
+
+    def set_dropout(self, share: float) -> None:
+        for layer in self.layers:
+            layer.dropout = share
+
+    def set_quantised(self, on: bool) -> None:
+        """Rounds weights and activations of the layers as the engine does, from the next pass on."""
+        for linear in self.linears().values():
+            linear.quantised = on
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Masks by the names of `linears`; what a mask drops counts as zero from now on."""
+        linears = self.linears()
+        for name, mask in masks.items():
+            linears[name].mask = mask.to(linears[name].weight.device)
+
+    def masks(self) -> dict[str, Tensor]:
+        return {name: linear.mask for name, linear in self.linears().items() if linear.mask is not None}
+
+
+def tensor_names(config: EncoderConfig, heads: Mapping[str, int]) -> dict[str, str]:
+    """Our parameter names -> a checkpoint's tensor names."""
+    family: Family = FAMILIES[config.family]
+    names = {}
+    for name, theirs in family.embeddings.items():
+        if name != "norm":
+            names[f"{name}.weight"] = family.prefix + theirs
+    stems = {"norm": family.prefix + family.embeddings["norm"]}
+    for i in range(config.layers):
+        stems |= {f"layers.{i}.{f}": family.prefix + stem.format(i=i) for f, stem in family.layer.items()}
+    if "span" in heads:
+        stems["span"] = family.span
+    if {"classify", "nsp"} & set(heads):
+        stems["classify_hidden"] = family.classify_hidden
+    if "classify" in heads:
+        stems["classify_out"] = family.classify_out
+    if "nsp" in heads:
+        stems["nsp"] = family.nsp
+    if "mlm" in heads:
+        stems |= {"mlm_transform": family.mlm_transform, "mlm_norm": family.mlm_norm}
+        names["mlm_bias"] = family.mlm_bias
+    for ours, stem in stems.items():
+        names |= {f"{ours}.weight": f"{stem}.weight", f"{ours}.bias": f"{stem}.bias"}
+    return names
+
+
+def from_checkpoint(checkpoint: Checkpoint, heads: Mapping[str, int]) -> tuple[Encoder, list[str]]:
+    """The encoder of a model folder, and the tensors of its heads that the folder does not have: those begin anew.
+
+    Raises:
+        ModelError: a head the folder has is of another shape than asked for.
+    """
+    model = Encoder(checkpoint.config, heads)
+    begun, state = [], model.state_dict()
+    for ours, theirs in tensor_names(checkpoint.config, heads).items():
+        if theirs in checkpoint.shapes:
+            array = checkpoint.array(theirs)
+        elif theirs in checkpoint.ignored:
+            array = np.asarray(checkpoint.ignored[theirs], np.float32)
+        else:
+            begun.append(ours)
+            continue
+        if array.shape != tuple(state[ours].shape):
+            raise ModelError(
+                f"{checkpoint.folder}: {theirs} has the shape {array.shape}; this task needs {tuple(state[ours].shape)}"
+            )
+        state[ours] = torch.from_numpy(array.copy())
+    model.load_state_dict(state)
+    return model, begun
+
+
+def to_tensors(model: Encoder, heads: Mapping[str, int]) -> dict[str, np.ndarray[Any, Any]]:
+    """A checkpoint's tensors, float32, masked weights as zeros."""
+    state = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    for name, linear in model.linears().items():
+        state[f"{name}.weight"] = linear.matrix().detach()
+    return {
+        theirs: np.ascontiguousarray(state[ours].float().cpu().numpy())
+        for ours, theirs in tensor_names(model.config, heads).items()
+    }
+
+
+def config_json(checkpoint: Checkpoint, **changes: Any) -> bytes:
+    """config.json of a model made from a checkpoint: portable, so without what only packed folders have."""
+    raw = read_json(checkpoint.folder / "config.json")
+    own = {k: v for k, v in raw.get("thinbert", {}).items() if k == "ffn"}
+    raw = {k: v for k, v in raw.items() if k not in ("thinbert", "torch_dtype", "dtype", "architectures")}
+    return (json.dumps({**raw, **({"thinbert": own} if own else {}), **changes}, indent=2) + "\n").encode()
