@@ -171,7 +171,7 @@ class Pass {
 
     for (const Tile& tile : tiles) embed(tile, x(tile));
     if (shared_.vectors) embed(shared_, shared_x);
-    lap(kEnds);
+    lap(kEmbeddings);
     for (size_t i = 0; i < e_.layers.size(); ++i) {
       const Layer& layer = e_.layers[i];
       // Two sets of keys and values take turns: a thread may fill the next layer's while another still reads this one's.
@@ -195,7 +195,7 @@ class Pass {
     }
     for (const Tile& tile : tiles) write(tile, x(tile));
     if (thread == 0) write(shared_, shared_x);
-    lap(kEnds);
+    lap(kEmbeddings);
   }
 
  private:
@@ -269,7 +269,7 @@ class Pass {
             out[static_cast<size_t>(first + f) * stride + v * kLanes + lane] = sum[lane][f];
       }
     }
-    lap(kEnds);
+    lap(kEmbeddings);
     add_norm(e_.embedding_norm, out, nullptr, tile.vectors);
   }
 

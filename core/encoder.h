@@ -9,8 +9,8 @@
 
 namespace thinbert {
 
-// Where the time of a forward pass goes.
-enum Part : int { kProducts, kAttention, kActivation, kQuantising, kNorms, kEnds, kWaiting, kParts };
+// Where the time of a forward pass goes; the head counts as kEmbeddings.
+enum Part : int { kProducts, kAttention, kActivation, kQuantising, kNorms, kEmbeddings, kWaiting, kParts };
 
 struct Encoder {
   const Kernels* kernels = nullptr;

@@ -146,7 +146,7 @@ class PyEncoder {
 
   // Seconds by part of the pass, the mean of all threads, as of one pass over the same inputs as `forward`.
   nb::dict profile(Array<int32_t, 1> ids, Array<int32_t, 1> types, Array<int32_t, 1> lengths) {
-    static constexpr const char* names[kParts] = {"products", "attention", "activation", "quantising", "norms", "ends", "waiting"};
+    static constexpr const char* names[kParts] = {"products", "attention", "activation", "quantising", "norms", "embeddings", "waiting"};
     std::vector<double> seconds(static_cast<size_t>(pool_.size()) * kParts);
     run(ids, types, lengths, {nullptr, nullptr, nullptr, seconds.data()});
     nb::dict parts;

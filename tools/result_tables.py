@@ -30,12 +30,34 @@ def all_engines() -> str:
     return "\n".join(lines)
 
 
-def patterns() -> str:
-    lines = ["| model | tokens | thinbert int8 | OpenVINO int8 | ratio |", "|---|---|---|---|---|"]
-    for case in read("patterns.json")["cases"] + read("large-hybrid.json")["cases"]:
+def beside_openvino(*files: str) -> str:
+    lines = ["| model | batch x tokens | thinbert int8 | OpenVINO int8 | ratio |", "|---|---|---|---|---|"]
+    for case in (case for file in files for case in read(file)["cases"]):
         ours, peer = case["engines"][OURS], case["engines"][PEER]
         times = f"{ours['median_ms']:.1f} ± {ours['spread_ms']:.1f} | {peer['median_ms']:.1f} ± {peer['spread_ms']:.1f}"
-        lines.append(f"| {case['model']} | {case['tokens']} | {times} | {peer['ratio_to_ours']:.2f}x |")
+        size = f"{case['batch']} x {case['tokens']}"
+        lines.append(f"| {case['model']} | {size} | {times} | {peer['ratio_to_ours']:.2f}x |")
+    return "\n".join(lines)
+
+
+def curve() -> str:
+    rows = read("curve.json")["rows"]
+    parts = sorted(rows[-1]["shares"], key=lambda part: -rows[-1]["shares"][part])
+    lines = [f"| tokens | ms | {' | '.join(parts)} |", "|---|---|" + "---|" * len(parts)]
+    for row in rows:
+        shares = " | ".join(f"{100 * row['shares'][part]:.0f} %" for part in parts)
+        lines.append(f"| {row['tokens']} | {row['median_ms']:.2f} | {shares} |")
+    return "\n".join(lines)
+
+
+def kernels() -> str:
+    data = read("kernels.json")
+    lines = ["| instruction set | form | 16 tokens | 32 | 48 | 64 | of the ceiling |", "|---|---|---|---|---|---|---|"]
+    for isa, ceiling in data["ceiling_gmacs"].items():
+        for form in dict.fromkeys(row["form"] for row in data["rows"]):
+            speeds = [row["gmacs"] for row in data["rows"] if (row["isa"], row["form"]) == (isa, form)]
+            share = f"{100 * max(speeds) / ceiling:.0f} %" if ceiling else "unknown"
+            lines.append(f"| {isa} | {form} | {' | '.join(f'{s:.0f}' for s in speeds)} | {share} |")
     return "\n".join(lines)
 
 
@@ -48,4 +70,12 @@ def squad() -> str:
 
 
 if __name__ == "__main__":
-    print("\n\n".join([all_engines(), patterns(), squad()]))
+    tables = [
+        all_engines(),
+        beside_openvino("patterns.json", "large-hybrid.json"),
+        squad(),
+        beside_openvino("batch-32.json", "sizes.json"),
+        curve(),
+        kernels(),
+    ]
+    print("\n\n".join(tables))

@@ -85,7 +85,8 @@ class Layer(nn.Module):
         """softmax(q k^T / sqrt(d)) v: [B, L, D] to [B, L, H d]; mask [B, 1, 1, L] is True where there is a token."""
         B, L, _ = x.shape
         q, k, v = (
-            linear(x).reshape(B, L, -1, self._head_size).transpose(1, 2) for linear in (self.query, self.key, self.value)
+            linear(x).reshape(B, L, -1, self._head_size).transpose(1, 2)
+            for linear in (self.query, self.key, self.value)
         )
         if trace is not None:
             trace.scores.append(q @ k.transpose(-1, -2) * self._head_size**-0.5)
@@ -168,7 +169,8 @@ class Encoder(nn.Module):
 
     def mlm_logits(self, rows: Tensor) -> Tensor:
         """[M, V] of hidden states [M, D] at the masked places: the output matrix is the token embeddings."""
-        assert self.mlm_transform is not None and self.mlm_norm is not None
+        assert self.mlm_transform is not None
+        assert self.mlm_norm is not None
         x = self.mlm_norm(ACTIVATIONS[self.config.activation](self.mlm_transform(rows)))
         return F.linear(x, self.token.weight, self.mlm_bias)
 

@@ -69,14 +69,16 @@ def magnitude_masks(
     """
     scores = {name: block_scores(weight.detach(), block) for name, weight in weights.items()}
     gone = {
-        name: ~(block_scores(locked[name].float(), block) > 0) for name in scores if locked is not None and name in locked
+        name: ~(block_scores(locked[name].float(), block) > 0)
+        for name in scores
+        if locked is not None and name in locked
     }
     if scope == "uniform":
         kept = {name: keep_largest(s, sparsity, locked=gone.get(name)) for name, s in scores.items()}
     elif scope == "global":
         flat = torch.cat([s.flatten() for s in scores.values()])
         shut = torch.cat([gone.get(n, torch.zeros_like(s, dtype=torch.bool)).flatten() for n, s in scores.items()])
-        parts = keep_largest(flat, sparsity, locked=shut).split([s.numel() for s in scores.values()])
+        parts = torch.split(keep_largest(flat, sparsity, locked=shut), [s.numel() for s in scores.values()])
         kept = {name: part.reshape(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)}
     else:
         raise ValueError(f"scope is {scope!r}; expected uniform or global")

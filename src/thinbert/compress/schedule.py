@@ -7,9 +7,9 @@ from dataclasses import dataclass
 class PruneSchedule:
     """When masks are recomputed, and for which sparsity (Zhu & Gupta 2017; settings as in Zafrir et al. 2021).
 
-    Sparsity climbs from `start` to `target` by a cubic over the steps policy_begin … policy_end. Masks are computed anew
-    every `frequency` steps from `begin` to `end`, so also after the target is reached: in between, weights may still be
-    exchanged. Past `end` the masks stay as they are.
+    Sparsity climbs from `start` to `target` by a cubic over the steps policy_begin … policy_end. Masks are computed
+    anew every `frequency` steps from `begin` to `end`, so also after the target is reached: in between, weights may
+    still be exchanged. Past `end` the masks stay as they are.
     """
 
     target: float
@@ -47,8 +47,7 @@ def rewinding_rate(step: int, *, steps: int, warmup: int, prune: PruneSchedule) 
     if step < warmup:
         return step / warmup
     if a <= step < b:
-        share = (steps - (b - a) - step + (step - a) // every * every) / rest
-        return min(1.0, max(0.0, share))
+        return max(0.0, (steps - (b - a) - step + (step - a) // every * every) / rest)
     if step < a:
         return max(0.0, (steps - (b - a) - step) / rest)
     return max(0.0, (steps - step) / rest)

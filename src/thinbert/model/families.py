@@ -21,6 +21,10 @@ class Family:
     classify_hidden: str  # stem of the first classification layer, full name
     classify_activation: str
     classify_out: str
+    mlm_transform: str  # stem of the masked-language-model head's hidden layer, and
+    mlm_norm: str  # of its norm
+    mlm_bias: str  # of its output, whose matrix is the token embeddings
+    nsp: str  # stem of the next-sentence head
     # Tensors under the prefix that change nothing thinbert computes. Those outside it are other tasks' heads anyway.
     ignorable: tuple[re.Pattern[str], ...] = field(default=())
 
@@ -52,6 +56,10 @@ BERT = Family(
     classify_hidden="bert.pooler.dense",
     classify_activation="tanh",
     classify_out="classifier",
+    mlm_transform="cls.predictions.transform.dense",
+    mlm_norm="cls.predictions.transform.LayerNorm",
+    mlm_bias="cls.predictions.bias",
+    nsp="cls.seq_relationship",
     ignorable=(
         re.compile(r"bert\.embeddings\.(position_ids|token_type_ids)"),
         re.compile(r"bert\.pooler\.dense\.(weight|bias)"),  # unless a classifier reads it
@@ -90,6 +98,10 @@ DISTILBERT = Family(
     classify_hidden="pre_classifier",
     classify_activation="relu",
     classify_out="classifier",
+    mlm_transform="vocab_transform",
+    mlm_norm="vocab_layer_norm",
+    mlm_bias="vocab_projector.bias",
+    nsp="seq_relationship",  # transformers has none for DistilBERT; this is ours
     ignorable=(re.compile(r"distilbert\.embeddings\.position_ids"),),
 )
 

@@ -28,6 +28,8 @@ class Question:
     question: str
     context: str
     answers: tuple[str, ...]
+    starts: tuple[int | None, ...] = ()  # where each answer begins in the context, in code points, if the data says
+    article: int = 0  # number of the article the context belongs to
 
     @property
     def gold(self) -> Gold:
@@ -100,7 +102,7 @@ def _nested(content: bytes, path: Path) -> Iterator[tuple[Question, bool]]:
             at_paragraph = f"{at_article}.paragraphs[{p}]"
             context = _text(_object(paragraph, at_paragraph), "context", at_paragraph)
             for q, qa in enumerate(_list(paragraph, "qas", at_paragraph)):
-                yield _question(_object(qa, f"{at_paragraph}.qas[{q}]"), context, f"{at_paragraph}.qas[{q}]")
+                yield _question(_object(qa, f"{at_paragraph}.qas[{q}]"), context, a, f"{at_paragraph}.qas[{q}]")
 
 
 def _flat(content: bytes, path: Path) -> Iterator[tuple[Question, bool]]:
@@ -108,34 +110,40 @@ def _flat(content: bytes, path: Path) -> Iterator[tuple[Question, bool]]:
         if line.strip():
             where = f"{path}: line {number}"
             record = _object(_parse(line, where), where)
-            yield _question(record, _text(record, "context", where), where)
+            yield _question(record, _text(record, "context", where), number, where)
 
 
-def _question(record: dict[str, Any], context: str, where: str) -> tuple[Question, bool]:
+def _question(record: dict[str, Any], context: str, article: int, where: str) -> tuple[Question, bool]:
     """The question of a record, and whether the record speaks of unanswerable questions at all."""
     number = record.get("id")
     if isinstance(number, bool) or not isinstance(number, str | int):
         raise InputError(f"{where}: id is {_kind(number)}; expected a string")
+    texts, starts = _answers(record.get("answers"), where)
     question = Question(
-        _checked(str(number), "id", where),
-        _text(record, "question", where),
-        context,
-        _answers(record.get("answers"), where),
+        _checked(str(number), "id", where), _text(record, "question", where), context, texts, starts, article
     )
     return question, "is_impossible" in record
 
 
-def _answers(value: object, where: str) -> tuple[str, ...]:
+def _answers(value: object, where: str) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
+    """Texts of answers, and where each begins as far as the record says."""
     if value is None:
-        return ()
-    texts = value.get("text") if isinstance(value, dict) else value
-    if not isinstance(texts, list):
+        return (), ()
+    if isinstance(value, dict):
+        texts, starts = value.get("text"), value.get("answer_start")
+        if isinstance(texts, list) and isinstance(starts, list) and len(starts) == len(texts):
+            value = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
+        else:
+            value = texts
+    if not isinstance(value, list):
         raise InputError(f"{where}: answers is {_kind(value)}; expected a list of answers")
-    texts = [t.get("text") if isinstance(t, dict) else t for t in texts]
-    for text in texts:
-        if not isinstance(text, str):
-            raise InputError(f"{where}: an answer's text is {_kind(text)}; expected a string")
-    return tuple(_checked(text, "an answer's text", where) for text in texts)
+    answers = [a if isinstance(a, dict) else {"text": a} for a in value]
+    for answer in answers:
+        if not isinstance(answer.get("text"), str):
+            raise InputError(f"{where}: an answer's text is {_kind(answer.get('text'))}; expected a string")
+    texts = tuple(_checked(a["text"], "an answer's text", where) for a in answers)
+    begins = (a.get("answer_start") for a in answers)
+    return texts, tuple(b if isinstance(b, int) and not isinstance(b, bool) and b >= 0 else None for b in begins)
 
 
 def _parse(content: bytes, where: str) -> object:

@@ -1,0 +1,204 @@
+"""Training examples as flat arrays, and the order in which batches of about equal lengths take them."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thinbert.model.tokenizer import Tokenizer, Tokens
+from thinbert.tasks import qa
+from thinbert.tasks.squad import Question
+
+CHUNK = 4000  # examples sorted by length together: longer chunks pad less, shorter ones mix more
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokenised examples, one after another."""
+
+    ids: NDArray[np.int32]  # [T]
+    types: NDArray[np.int8]  # [T]
+    ends: NDArray[np.int64]  # [n] where each example ends in ids and types
+    labels: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)  # name -> [n]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.ends, prepend=0)
+
+    def sha256(self) -> str:
+        h = hashlib.sha256()
+        for array in (self.ids, self.types, self.ends, *(self.labels[k] for k in sorted(self.labels))):
+            h.update(np.ascontiguousarray(array).tobytes())
+        return h.hexdigest()
+
+    def example(self, number: int) -> slice:
+        return slice(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
+
+
+@dataclass(frozen=True)
+class Batch:
+    ids: Tensor  # [B, L]
+    types: Tensor  # [B, L]
+    lengths: Tensor  # [B]
+    labels: Mapping[str, Tensor]  # name -> [B]
+    numbers: NDArray[np.int64]  # [B] which examples
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, L], True where there is a token."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    def to(self, device: torch.device) -> "Batch":
+        labels = {name: label.to(device) for name, label in self.labels.items()}
+        return Batch(self.ids.to(device), self.types.to(device), self.lengths.to(device), labels, self.numbers)
+
+
+def collect(examples: Iterable[tuple[NDArray[np.int32], NDArray[np.int32], Mapping[str, int]]]) -> Features:
+    """Features from (ids, types, labels) of each example."""
+    ids, types, lengths = [], [], []
+    labels: dict[str, list[int]] = {}
+    for one, kind, label in examples:
+        ids.append(one)
+        types.append(kind.astype(np.int8))
+        lengths.append(len(one))
+        for name, value in label.items():
+            labels.setdefault(name, []).append(value)
+    if not ids:
+        raise ValueError("no examples")
+    return Features(
+        np.concatenate(ids),
+        np.concatenate(types),
+        np.cumsum(lengths),
+        {name: np.array(values, np.int32) for name, values in labels.items()},
+    )
+
+
+def batch(features: Features, numbers: NDArray[np.int64]) -> Batch:
+    """Some examples, padded to the longest of them with zeros."""
+    lengths = features.lengths[numbers]
+    ids = np.zeros((len(numbers), int(lengths.max())), np.int64)
+    types = np.zeros_like(ids)
+    for row, number in enumerate(numbers):
+        at = features.example(int(number))
+        ids[row, : lengths[row]], types[row, : lengths[row]] = features.ids[at], features.types[at]
+    labels = {name: torch.from_numpy(values[numbers].astype(np.int64)) for name, values in features.labels.items()}
+    return Batch(torch.from_numpy(ids), torch.from_numpy(types), torch.from_numpy(lengths), labels, numbers)
+
+
+def order(lengths: NDArray[np.int64], *, tokens: int, passes: float, seed: int) -> list[NDArray[np.int64]]:
+    """Batches of example numbers, each of at most `tokens` tokens with its padding, for so many passes.
+
+    Examples are shuffled, sorted by length within chunks, cut into batches, and the batches shuffled again: a function
+    of the seed alone, so that an interrupted run goes on with the batches it would have had.
+    """
+    plan: list[NDArray[np.int64]] = []
+    number = 0
+    while passes > 1e-9:
+        mixed = random.Random(f"{seed}:{number}")
+        numbers = list(range(len(lengths)))
+        mixed.shuffle(numbers)
+        batches = []
+        for first in range(0, len(numbers), CHUNK):
+            current: list[int] = []
+            for n in sorted(numbers[first : first + CHUNK], key=lambda n: lengths[n]):
+                if current and lengths[n] * (len(current) + 1) > tokens:
+                    batches.append(np.array(current))
+                    current = []
+                current.append(n)
+            batches.append(np.array(current))
+        mixed.shuffle(batches)
+        plan += batches[: round(len(batches) * min(1.0, passes))]
+        passes -= 1
+        number += 1
+    return plan
+
+
+def squad_features(
+    questions: Sequence[Question],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int = qa.MAX_LENGTH,
+    stride: int = qa.STRIDE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Features:
+    """Windows of questions, labelled with the first and last token of the first answer, 0 ([CLS]) where a window does
+    not hold it whole, and where there is none.
+
+    Raises:
+        ValueError: an answer without a place, or whose place does not hold it: training on it would teach nonsense.
+    """
+    contexts: dict[str, Tokens] = {}
+
+    def examples() -> Iterable[tuple[NDArray[np.int32], NDArray[np.int32], Mapping[str, int]]]:
+        for done, q in enumerate(questions):
+            progress(done)
+            if q.context not in contexts:
+                contexts.clear()  # questions of a context stand together
+                contexts[q.context] = tokenizer(q.context)
+            context = contexts[q.context]
+            asked = tokenizer(q.question.strip()).cut(qa.MAX_QUESTION_TOKENS)
+            first = last = -1
+            if q.answers:
+                first, last = _place(q, context)
+            for w in qa.windows(
+                asked, context, max_length=max_length, stride=stride, cls=tokenizer.cls, sep=tokenizer.sep
+            ):
+                inside = w.offset <= first and last < w.offset + w.count and first >= 0
+                move = w.first - w.offset
+                labels = {"start": first + move, "end": last + move} if inside else {"start": 0, "end": 0}
+                yield w.ids, w.types, {**labels, "first": w.first, "count": w.count}
+
+    return collect(examples())
+
+
+def _place(q: Question, context: Tokens) -> tuple[int, int]:
+    """First and last token of the first answer."""
+    start = q.starts[0] if q.starts else None
+    if start is None:
+        raise ValueError(f"question {q.id}: its answer has no answer_start; training needs to know where answers are")
+    end = start + len(q.answers[0])
+    if q.context[start:end] != q.answers[0]:
+        raise ValueError(
+            f"question {q.id}: the context has {q.context[start:end]!r} at its answer_start, not {q.answers[0]!r}"
+        )
+    first = int(np.searchsorted(context.ends, start, side="right"))
+    last = int(np.searchsorted(context.starts, end, side="left")) - 1
+    return first, max(first, last)
+
+
+def unanswerable(questions: Sequence[Question], *, share: float, seed: int) -> list[Question]:
+    """A share of the questions, put to a context of the same article that does not hold any of their answers.
+
+    SQuAD 2.0's training set may not be at hand; pairs made so are easier than its own, which people wrote to look
+    answerable. To make them less easy, half are put to that of up to ten contexts that shares most words with the
+    question. Deterministic by the seed.
+    """
+    mixed = random.Random(seed)
+    articles: dict[int, list[str]] = {}
+    for q in questions:
+        contexts = articles.setdefault(q.article, [])
+        if not contexts or contexts[-1] != q.context:
+            contexts.append(q.context)
+    words = {c: set(c.lower().split()) for contexts in articles.values() for c in contexts}
+    made = []
+    for q in questions:
+        if not q.answers or mixed.random() >= share:
+            continue
+        contexts = articles[q.article]
+        drawn = mixed.sample(contexts, min(10, len(contexts)))
+        lacking = [c for c in drawn if c != q.context and not any(a.lower() in c.lower() for a in q.answers)]
+        if not lacking:
+            continue
+        asked = set(q.question.lower().split())
+        closest = max(lacking, key=lambda c: len(words[c] & asked))
+        context = closest if mixed.random() < 0.5 else mixed.choice(lacking)
+        made.append(Question(f"{q.id}-unanswerable", q.question, context, (), (), q.article))
+    return made

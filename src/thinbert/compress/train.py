@@ -1,0 +1,286 @@
+"""The one training loop: batches in, a trained model out, resumable at any step. It does not know which paper it runs.
+
+A run's folder:
+
+    state.pt     model, masks, optimiser and step, written atomically: what a killed run goes on from
+    log.jsonl    one line of JSON per logged step
+    settings.json   what the run was asked for; a resumed run must ask for the same
+"""
+
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from thinbert.compress.data import Batch, Features, batch
+from thinbert.compress.encoder import Encoder
+from thinbert.compress.masks import density, magnitude_masks
+from thinbert.compress.schedule import PruneSchedule, linear_rate, rewinding_rate
+from thinbert.errors import Error, InputError
+from thinbert.model.checkpoint import write_atomic
+
+CLIP = 1.0  # largest norm of all gradients together
+
+
+class TrainError(Error):
+    """Training cannot go on; what it had reached is kept."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train, whatever the objective."""
+
+    rate: float  # peak learning rate
+    warmup: float = 0.01  # share of all steps
+    weight_decay: float = 0.01
+    dropout: float = 0.1
+    seed: int = 0
+    micro_tokens: int = 8192  # at a time: a larger batch is worked through in parts, with the same result
+    log_every: int = 50
+    save_every: int = 200
+    rewind: bool = False  # learning-rate rewinding while pruning
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Gradual magnitude pruning of the layers' matrices."""
+
+    schedule: PruneSchedule
+    block: tuple[int, int] = (1, 1)
+    scope: str = "uniform"
+
+
+class Objective(nn.Module):
+    """What a batch costs: subclasses say. The encoder is `self.model`; a teacher is kept out of its parameters."""
+
+    def __init__(self, model: Encoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def weight(self, numbers: NDArray[np.int64], features: Features) -> float:
+        """What the losses of these examples are divided by; one per example unless a subclass counts otherwise."""
+        return float(len(numbers))
+
+    def forward(self, given: Batch) -> Tensor:
+        """The sum, over the batch, of each example's loss."""
+        raise NotImplementedError
+
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+def train(
+    objective: Objective,
+    features: Features,
+    plan: Sequence[NDArray[np.int64]],
+    settings: Settings,
+    out: Path,
+    *,
+    pruning: Pruning | None = None,
+    evaluate: Callable[[Encoder], Mapping[str, float]] | None = None,
+    evaluate_every: int = 0,
+    report: Report = lambda line: None,
+    stop_after: int | None = None,
+) -> bool:
+    """Trains through the plan, one optimiser step for each of its batches, going on from `out` where a run was cut off.
+
+    The same plan, settings and number of processes give the same model, whether or not the run was interrupted: all
+    randomness of a step is a function of the seed and the step.
+
+    Args:
+        plan: example numbers of each step's batch (see data.order).
+        evaluate: called every `evaluate_every` steps and at the end; its scores go to the log.
+        report: called with each line of the log, for progress bars.
+        stop_after: stop, saved, after so many steps in this call.
+    Returns:
+        whether the plan is done.
+    Raises:
+        TrainError: the loss is not finite, or the state cannot be written. The last good state is kept.
+        InputError: `out` holds another run.
+    """
+    accelerator = Accelerator(mixed_precision="bf16")
+    model, steps = objective.model, len(plan)
+    model.set_dropout(settings.dropout)
+    described = {"settings": asdict(settings), "pruning": asdict(pruning) if pruning else None, "steps": steps}
+    if accelerator.is_main_process:
+        _enter(out, described)
+    accelerator.wait_for_everyone()
+    # the optimiser looks after masters in float32; biases and norms do not decay
+    decayed = [p for p in objective.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in objective.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=settings.rate, fused=True)
+    step = _resume(out / "state.pt", objective, optimizer, accelerator.device)
+    prepared, optimizer = accelerator.prepare(objective, optimizer)
+    objective.train()
+
+    begun, first, logged = time.perf_counter(), step, step
+    total, tokens = torch.zeros((), device=accelerator.device), 0
+    while step < steps:
+        rate = settings.rate * _rate(step, steps, settings, pruning)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        set_seed(settings.seed * 1_000_003 + step + accelerator.process_index * 7919)
+        loss, count = _backward(accelerator, prepared, objective, features, plan[step], settings)
+        norm = accelerator.clip_grad_norm_(prepared.parameters(), CLIP)
+        if not torch.isfinite(norm):
+            raise TrainError(
+                f"step {step}: the loss or its gradient is not finite; lower the learning rate ({settings.rate:g}). "
+                f"The state of step {step - step % settings.save_every} is kept in {out}"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        total += loss
+        tokens += count
+        if pruning is not None and pruning.schedule.due(step):
+            model.set_masks(new_masks(model, pruning, step))
+        last = step == steps or (stop_after is not None and step - first >= stop_after)
+        line: dict[str, Any] = {}
+        if step % settings.log_every == 0 or last:
+            seconds = time.perf_counter() - begun
+            summed = accelerator.reduce(total) / (step - logged)
+            line = {
+                "step": step,
+                "of": steps,
+                "loss": round(summed.item(), 5),
+                "rate": rate,
+                "norm": round(norm.item(), 4),
+            }
+            line |= {"tokens_per_second": round(tokens / seconds), "seconds": round(seconds, 1)}
+            if masks := model.masks():
+                line["density"] = round(density(masks), 5)
+            total, logged = torch.zeros_like(total), step
+        if evaluate is not None and (step == steps or (evaluate_every and step % evaluate_every == 0)):
+            if accelerator.is_main_process:
+                objective.eval()
+                line = {"step": step, "of": steps, **line, **evaluate(model)}
+                objective.train()
+            accelerator.wait_for_everyone()
+        if line and accelerator.is_main_process:
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            report(line)
+        if (step % settings.save_every == 0 or last) and accelerator.is_main_process:
+            save(out / "state.pt", objective, optimizer, step)
+        if last:
+            break
+    accelerator.wait_for_everyone()
+    return step >= steps
+
+
+def _backward(
+    accelerator: Accelerator,
+    prepared: nn.Module,
+    objective: Objective,
+    features: Features,
+    numbers: NDArray[np.int64],
+    settings: Settings,
+) -> tuple[Tensor, int]:
+    """Gradients of the mean loss over the batch; this process's part of that mean, and how many tokens it read.
+
+    The batch is dealt out to processes and worked through in parts of `micro_tokens`: both change nothing but the order
+    of additions, because every part is divided by the weight of the whole.
+    """
+    weight = objective.weight(numbers, features)
+    mine = numbers[accelerator.process_index :: accelerator.num_processes]
+    lengths = features.lengths
+    parts: list[list[int]] = [[]]
+    for n in mine.tolist():
+        if parts[-1] and max(lengths[n], lengths[parts[-1]].max()) * (len(parts[-1]) + 1) > settings.micro_tokens:
+            parts.append([])
+        parts[-1].append(n)
+    total, tokens = torch.zeros((), device=accelerator.device), 0
+    for number, part in enumerate(parts):
+        # a process without examples of its own still takes part in the exchange of gradients
+        given = batch(features, np.array(part or numbers[:1])).to(accelerator.device)
+        own = 1.0 if part else 0.0
+        with accelerator.no_sync(prepared) if number + 1 < len(parts) else accelerator.autocast():
+            with accelerator.autocast():
+                loss = prepared(given) * (own / weight)
+            # gradients are averaged over processes, and the loss was divided by the weight of all of them
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+        tokens += int(given.lengths.sum()) if part else 0
+    return total, tokens
+
+
+def new_masks(model: Encoder, pruning: Pruning, step: int) -> dict[str, Tensor]:
+    weights = {name: linear.weight for name, linear in model.linears().items()}
+    sparsity = pruning.schedule.sparsity(step)
+    return magnitude_masks(weights, sparsity, block=pruning.block, scope=pruning.scope)
+
+
+def _rate(step: int, steps: int, settings: Settings, pruning: Pruning | None) -> float:
+    warmup = math.ceil(settings.warmup * steps)
+    if settings.rewind and pruning is not None:
+        return rewinding_rate(step, steps=steps, warmup=warmup, prune=pruning.schedule)
+    return linear_rate(step, steps=steps, warmup=warmup)
+
+
+def save(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Raises TrainError where the disk is full or the folder cannot be written; an older state stays."""
+    masks = {name: m.mask for name, m in objective.named_modules() if getattr(m, "mask", None) is not None}
+    model = {name: p.detach() for name, p in objective.named_parameters()}
+    content = io.BytesIO()
+    torch.save({"model": model, "masks": masks, "optimizer": optimizer.state_dict(), "step": step}, content)
+    try:
+        write_atomic(path, content.getvalue())
+    except OSError as e:
+        raise TrainError(f"{path}: cannot be written: {e.strerror}; the state before it is kept") from e
+
+
+def _resume(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+    """Puts back what `save` kept, and returns the number of steps done."""
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # whatever a damaged file makes torch raise
+        raise InputError(f"{path}: not a training state ({e}); delete it to start over") from e
+    with torch.no_grad():
+        for name, parameter in objective.named_parameters():
+            parameter.copy_(state["model"][name])
+    modules = dict(objective.named_modules())
+    for name, mask in state["masks"].items():
+        modules[name].mask = mask.to(device)
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _enter(out: Path, described: dict[str, Any]) -> None:
+    """Makes the folder, or checks that it holds this very run."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        known = out / "settings.json"
+        text = json.dumps(described, indent=1) + "\n"
+        if not known.exists():
+            write_atomic(known, text.encode())
+        elif known.read_text() != text:
+            before = json.loads(known.read_text())
+            changed = [k for k in described if before.get(k) != json.loads(text)[k]]
+            raise InputError(
+                f"{out}: holds a run with other {' and '.join(changed)}; give another folder, or delete it"
+            )
+    except OSError as e:
+        raise TrainError(f"{out}: cannot be written: {e.strerror}") from e
+
+
+def pick_threads() -> None:
+    """Lets torch use the cores this process may use, as the engine does."""
+    from thinbert.runtime.engine import choose_threads
+
+    torch.set_num_threads(choose_threads())
+    os.environ.setdefault("OMP_NUM_THREADS", str(choose_threads()))

@@ -1,0 +1,110 @@
+"""The pattern lock on other people's models and trainers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from thinbert.compress.lock import lock_pattern
+
+
+def sparse_model() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 2))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.mul_(torch.rand_like(layer.weight) > 0.7)  # type: ignore[operator, arg-type]
+    return model
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int = 5) -> None:
+    for _ in range(count):
+        loss = model(torch.randn(4, 8)).square().sum() + sum(p.abs().sum() for p in model.parameters())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+def test_zeros_stay_and_the_rest_moves(optimizer: type[torch.optim.Optimizer]) -> None:
+    model = sparse_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    lock = lock_pattern(model)
+    assert lock.sparsity() == pytest.approx(
+        sum(int((before[n] == 0).sum()) for n in ("0.weight", "2.weight")) / (16 * 8 * 2)
+    )
+    trainer = optimizer(model.parameters(), lr=1e-2)  # type: ignore[call-arg]
+    steps(model, trainer)
+    for name, p in model.named_parameters():
+        zeros = before[name] == 0
+        if name in ("0.weight", "2.weight"):
+            assert bool((p[zeros] == 0).all())
+        assert bool((p[~zeros] != before[name][~zeros]).any())
+    lock.remove()
+    steps(model, trainer)
+    assert bool((model[0].weight[before["0.weight"] == 0] != 0).any())  # type: ignore[index, operator]
+
+
+def test_what_an_optimizer_did_before_the_lock_does_no_harm() -> None:
+    """Momentum gathered while weights were free would move them; the lock zeroes them again after the step."""
+    model = sparse_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    steps(model, optimizer)
+    with torch.no_grad():
+        model[0].weight.mul_(torch.rand_like(model[0].weight) > 0.5)  # type: ignore[operator, arg-type]
+    zeros = model[0].weight == 0
+    with lock_pattern(model):
+        steps(model, optimizer)
+        assert bool((model[0].weight[zeros] == 0).all())  # type: ignore[index]
+
+
+def test_excluded_layers_and_nothing_to_lock() -> None:
+    model = sparse_model()
+    lock = lock_pattern(model, exclude=["^0$"])
+    assert set(lock.masks) == {"2.weight"}
+    lock.remove()
+    with pytest.raises(ValueError, match="nothing to lock: 4 linear layers, 1 not excluded"):
+        lock_pattern(nn.Sequential(model, nn.Linear(2, 2)), exclude=["^0"])
+
+
+def test_transformers_trainer(tmp_path: Path) -> None:
+    """The snippet of the published cards: a sparse model fine-tuned by transformers' own Trainer."""
+    pytest.importorskip("accelerate")
+    from transformers import BertConfig, BertForQuestionAnswering, Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    model = BertForQuestionAnswering(config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "encoder" in name and p.ndim == 2:
+                p.mul_(torch.rand_like(p) > 0.8)
+    zeros = {n: p == 0 for n, p in model.named_parameters() if "encoder" in n and p.ndim == 2}
+    moved = model.bert.encoder.layer[0].output.dense.weight.detach().clone()
+    rows = [
+        {
+            "input_ids": torch.randint(0, 50, (12,)),
+            "start_positions": torch.tensor(i % 12),
+            "end_positions": torch.tensor(i % 12),
+        }
+        for i in range(16)
+    ]
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=4,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    lock = lock_pattern(model, exclude=["qa_outputs", "pooler"])
+    Trainer(model=model, args=arguments, train_dataset=rows).train()
+    lock.remove()
+    for name, p in model.named_parameters():
+        if name in zeros:
+            assert torch.equal(p == 0, zeros[name]), name
+    assert not torch.equal(model.bert.encoder.layer[0].output.dense.weight, moved)
