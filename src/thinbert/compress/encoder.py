@@ -3,10 +3,9 @@
 Modules carry the field names of model/weights.py; families.py says what a checkpoint calls them.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,11 +14,15 @@ from torch.nn import functional as F
 
 from thinbert.compress import qat
 from thinbert.errors import ModelError
-from thinbert.model.checkpoint import Checkpoint, read_json
+from thinbert.model.checkpoint import Checkpoint
 from thinbert.model.config import EncoderConfig
 from thinbert.model.families import FAMILIES, Family
 
-ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
 HEADS = ("span", "classify", "mlm", "nsp")
 
 
@@ -54,6 +57,24 @@ class Norm(nn.Module):
         if self.eps is None:
             return (x * self.weight + self.bias).to(x.dtype)
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, [B, H, L, d] each; mask is True where there is a key.
+
+    On a CPU in three plain operations: the backward pass of torch's fused attention takes four times as long there
+    (16 ms against 58 both ways, 20 x 180 tokens of 12 heads in bfloat16 on two cores).
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
+    B, H, L, d = q.shape
+    q, k, v = (x.reshape(B * H, L, d) for x in (q * d**-0.5, k, v))
+    if mask is None:
+        scores = q @ k.transpose(1, 2)
+    else:
+        bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -1e4)
+        scores = torch.baddbmm(bias.expand(B, H, L, L).reshape(B * H, L, L), q, k.transpose(1, 2))
+    return (F.dropout(scores.softmax(-1), dropout, dropout > 0) @ v).reshape(B, H, L, d)
 
 
 @dataclass
@@ -93,7 +114,7 @@ class Layer(nn.Module):
         if self.query.quantised:
             context = qat.attention(q, k, v, mask)
         else:
-            context = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
+            context = attention(q, k, v, mask, self.dropout if self.training else 0.0)
         return context.transpose(1, 2).reshape(B, L, -1)
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -150,7 +171,7 @@ class Encoder(nn.Module):
             x = layer(x, mask, trace)
             if trace is not None:
                 trace.hidden.append(x)
-        return x
+        return cast(Tensor, x)
 
     def span_logits(self, hidden: Tensor) -> Tensor:
         """[B, L, 2] from hidden states."""
@@ -185,7 +206,7 @@ class Encoder(nn.Module):
 
     def set_dropout(self, share: float) -> None:
         for layer in self.layers:
-            layer.dropout = share
+            cast(Layer, layer).dropout = share
 
     def set_quantised(self, on: bool) -> None:
         """Rounds weights and activations of the layers as the engine does, from the next pass on."""
@@ -262,11 +283,3 @@ def to_tensors(model: Encoder, heads: Mapping[str, int]) -> dict[str, np.ndarray
         theirs: np.ascontiguousarray(state[ours].float().cpu().numpy())
         for ours, theirs in tensor_names(model.config, heads).items()
     }
-
-
-def config_json(checkpoint: Checkpoint, **changes: Any) -> bytes:
-    """config.json of a model made from a checkpoint: portable, so without what only packed folders have."""
-    raw = read_json(checkpoint.folder / "config.json")
-    own = {k: v for k, v in raw.get("thinbert", {}).items() if k == "ffn"}
-    raw = {k: v for k, v in raw.items() if k not in ("thinbert", "torch_dtype", "dtype", "architectures")}
-    return (json.dumps({**raw, **({"thinbert": own} if own else {}), **changes}, indent=2) + "\n").encode()

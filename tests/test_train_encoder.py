@@ -1,0 +1,160 @@
+"""The torch encoder: the same as transformers, the NumPy reference and, with rounding, the engine."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from thinbert.api import Reference
+from thinbert.compress.encoder import Encoder, Trace, from_checkpoint, tensor_names, to_tensors
+from thinbert.compress.export import write_portable
+from thinbert.model.checkpoint import Checkpoint, read_checkpoint
+from thinbert.model.quantize import dequantize_rows, quantize_rows
+from thinbert.runtime.engine import Engine
+
+LENGTHS = [9, 1, 23, 64, 17]
+CONFIGS = [
+    pytest.param(tiny.bert_config(), id="bert"),
+    pytest.param(tiny.bert_config(num_attention_heads=2, hidden_act="gelu_new"), id="heads-of-64"),
+    pytest.param(tiny.bert_config(hidden_act="relu", layer_norm_type="no_norm", num_hidden_layers=1), id="no-norm"),
+    pytest.param(tiny.distilbert_config(), id="distilbert"),
+]
+
+
+def checkpoint_of(folder: Path, config: dict[str, Any]) -> Checkpoint:
+    distil = config["model_type"] == "distilbert"
+    return read_checkpoint(
+        tiny.write_model(folder / "m", config, (tiny.distilbert_tensors if distil else tiny.bert_tensors)(config))
+    )
+
+
+def padded(ids: np.ndarray, types: np.ndarray, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    out = torch.zeros(2, len(lengths), max(lengths), dtype=torch.long)
+    start = 0
+    for row, n in enumerate(lengths):
+        out[0, row, :n], out[1, row, :n] = (
+            torch.from_numpy(a[start : start + n].astype(np.int64)) for a in (ids, types)
+        )
+        start += n
+    return out[0], out[1], torch.tensor(lengths)
+
+
+def ragged(hidden: torch.Tensor, lengths: list[int]) -> np.ndarray:
+    return np.concatenate([hidden[row, :n].detach().numpy() for row, n in enumerate(lengths)])
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_equals_the_reference_which_equals_transformers(tmp_path: Path, config: dict[str, Any]) -> None:
+    checkpoint = checkpoint_of(tmp_path, config)
+    ids, types, lengths = tiny.ragged(LENGTHS, token_types=config["model_type"] == "bert")
+    model, begun = from_checkpoint(checkpoint, {"span": 0})
+    assert not begun
+    trace = Trace()
+    with torch.no_grad():
+        hidden = model(*padded(ids, types, lengths), trace=trace)
+        logits = ragged(model.span_logits(hidden), lengths)
+    steps: list[np.ndarray] = []
+    reference = Reference(checkpoint)
+    reference.hidden(ids, types, lengths, trace=steps)
+    for ours, theirs in zip(trace.hidden, steps, strict=True):
+        np.testing.assert_allclose(ragged(ours, lengths), theirs, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(logits, reference.span_logits(ids, types, lengths), rtol=1e-4, atol=2e-5)
+    assert len(trace.scores) == checkpoint.config.layers
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_rounding_is_the_engines(tmp_path: Path, config: dict[str, Any]) -> None:
+    # one layer: where a value lies between two steps, the other rounding moves everything after it a little
+    checkpoint = checkpoint_of(tmp_path, {**config, "num_hidden_layers": 1, "n_layers": 1})
+    ids, types, lengths = tiny.ragged(LENGTHS, token_types=config["model_type"] == "bert")
+    model, _ = from_checkpoint(checkpoint, {"span": 0})
+    model.set_quantised(True)
+    with torch.no_grad():
+        # the engine's embeddings are int8 rows; training leaves them alone
+        for name in ("token", "position", "token_type"):
+            if (table := getattr(model, name)) is not None:
+                table.weight.copy_(torch.from_numpy(dequantize_rows(*quantize_rows(table.weight.numpy()))))
+        rounded = ragged(model(*padded(ids, types, lengths)), lengths)
+    engine = Engine(checkpoint).hidden(ids, types, lengths)
+    exact = Reference(checkpoint).hidden(ids, types, lengths)
+    apart = np.abs(rounded - engine).max(axis=1) / np.abs(exact).max()
+    assert np.mean(apart < 2e-4) > 0.5
+    assert np.abs(rounded - engine).mean() < 0.25 * np.abs(exact - engine).mean()
+
+
+def test_gradients_pass_straight_through_the_rounding(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path, tiny.bert_config())
+    ids, types, lengths = tiny.ragged([20, 12])
+    given = padded(ids, types, lengths)
+
+    def gradients(quantised: bool) -> dict[str, torch.Tensor]:
+        model, _ = from_checkpoint(checkpoint, {"span": 0})
+        model.set_quantised(quantised)
+        mask = torch.arange(20) < given[2][:, None]
+        (model.span_logits(model(*given)).square().sum(-1) * mask).sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, rounded = gradients(False), gradients(True)
+    assert plain.keys() == rounded.keys()
+    for name, gradient in plain.items():
+        # keys' biases shift all scores alike: their gradient is rounding noise
+        if not name.endswith("key.bias"):
+            cosine = torch.cosine_similarity(gradient.flatten(), rounded[name].flatten(), dim=0)
+            assert cosine > 0.97, name
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_there_and_back(tmp_path: Path, config: dict[str, Any]) -> None:
+    """A model written and read again is the same model, with masked weights as zeros."""
+    checkpoint = checkpoint_of(tmp_path, config)
+    model, _ = from_checkpoint(checkpoint, {"span": 0})
+    masks = {name: torch.rand_like(m.weight) > 0.5 for name, m in model.linears().items()}
+    model.set_masks(masks)
+    folder = tmp_path / "written"
+    written = write_portable(model, {"span": 0}, checkpoint, folder, thinbert={"no_answer_threshold": 0.25})
+    assert written.config.no_answer_threshold == 0.25
+    again, begun = from_checkpoint(written, {"span": 0})
+    assert not begun
+    ids, types, lengths = tiny.ragged(LENGTHS, token_types=config["model_type"] == "bert")
+    given = padded(ids, types, lengths)
+    with torch.no_grad():
+        np.testing.assert_array_equal(model(*given).numpy(), again(*given).numpy())
+    assert bool((again.layers[0].query.weight[~masks["layers.0.query"]] == 0).all())  # type: ignore[union-attr, operator, index]
+
+
+def test_heads_that_are_not_there_begin_anew(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path, tiny.bert_config())
+    heads = {"classify": 3, "mlm": 0, "nsp": 0}
+    model, begun = from_checkpoint(checkpoint, heads)
+    assert {"classify_out.weight", "mlm_bias", "nsp.weight", "mlm_transform.weight"} <= set(begun)
+    ids, types, lengths = tiny.ragged([7, 5])
+    hidden = model(*padded(ids, types, lengths))
+    assert model.class_logits(hidden).shape == (2, 3)
+    assert model.nsp_logits(hidden).shape == (2, 2)
+    assert model.mlm_logits(hidden[:, 1]).shape == (2, checkpoint.config.vocabulary)
+    names = to_tensors(model, heads)
+    assert names["cls.predictions.bias"].shape == (checkpoint.config.vocabulary,)
+
+
+def test_padding_changes_nothing(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path, tiny.bert_config())
+    model, _ = from_checkpoint(checkpoint, {"span": 0})
+    ids, types, lengths = tiny.ragged([30, 11])
+    both_ids, both_types, both = padded(ids, types, lengths)
+    with torch.no_grad():
+        together = model(both_ids, both_types, both)[1, :11]
+        alone = model(both_ids[1:, :11], both_types[1:, :11])[0]
+        both_ids[1, 11:] = 3  # whatever stands there
+        other = model(both_ids, both_types, both)[1, :11]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, other, rtol=0, atol=0)
+
+
+def test_encoder_module_names_are_complete(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path, tiny.bert_config())
+    heads = {"span": 0, "classify": 2, "mlm": 0, "nsp": 0}
+    model = Encoder(checkpoint.config, heads)
+    assert set(tensor_names(checkpoint.config, heads)) == {name for name, _ in model.named_parameters()}
