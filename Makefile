@@ -11,8 +11,9 @@ NATIVE := pyproject.toml constraints.txt CMakeLists.txt $(wildcard core/* core/k
 ask: $(VENV)/.base  ## answer a question from the example text
 	$(BIN)/thinbert ask "Who built the Eiffel Tower?" examples/eiffel-tower.md
 
+# Tests run side by side, one thread each: threads of torch and BLAS that spin while they wait would hold each other up.
 test: $(VENV)/.test lint  ## lint, types, tests
-	$(BIN)/pytest --numprocesses 2
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 dev: $(VENV)/.test  ## everything for working on thinbert, in .venv
 	@echo "ready: source $(BIN)/activate"

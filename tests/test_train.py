@@ -1,0 +1,266 @@
+"""The training loop: it learns, resumes to the same bits, prunes on schedule, and keeps what it had when it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from thinbert.compress.data import Batch, Features, batch, collect, order, squad_features, unanswerable
+from thinbert.compress.encoder import Encoder, from_checkpoint
+from thinbert.compress.masks import density
+from thinbert.compress.objectives import Distillation, SpanLoss
+from thinbert.compress.schedule import PruneSchedule
+from thinbert.compress.train import Objective, Pruning, Settings, TrainError, train
+from thinbert.errors import InputError
+from thinbert.model.checkpoint import Checkpoint, read_checkpoint
+from thinbert.model.tokenizer import read_tokenizer
+from thinbert.tasks.squad import Question
+
+SETTINGS = Settings(rate=1e-3, warmup=0.1, dropout=0.1, log_every=4, save_every=5)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    config = tiny.bert_config()
+    return read_checkpoint(tiny.write_model(tmp_path / "base", config, tiny.bert_tensors(config)))
+
+
+def fresh(checkpoint: Checkpoint) -> Encoder:
+    torch.manual_seed(0)
+    return from_checkpoint(checkpoint, {"span": 0})[0]
+
+
+def examples(count: int = 48, seed: int = 0) -> Features:
+    """Sequences in which the answer is where the token 7 stands."""
+    random = np.random.RandomState(seed)
+
+    def one() -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+        length = random.randint(6, 40)
+        ids = random.randint(8, 40, length).astype(np.int32)
+        place = random.randint(1, length)
+        ids[place] = 7
+        return ids, np.zeros(length, np.int32), {"start": place, "end": place}
+
+    return collect(one() for _ in range(count))
+
+
+def plan_of(features: Features, passes: float = 2) -> list[np.ndarray]:
+    return order(features.lengths, tokens=200, passes=passes, seed=1)
+
+
+def log_of(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_it_learns(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features = examples(200)
+    model = fresh(checkpoint)
+    settings = Settings(rate=3e-3, warmup=0.1, dropout=0.0, log_every=10)
+    assert train(SpanLoss(model), features, plan_of(features, 12), settings, tmp_path / "run")
+    lines = log_of(tmp_path / "run")
+    assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
+    assert {"step", "of", "loss", "rate", "norm", "tokens_per_second", "seconds"} <= lines[0].keys()
+    assert lines[-1]["step"] == lines[-1]["of"]
+
+
+def test_a_resumed_run_is_the_same_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features, pruning = examples(), Pruning(PruneSchedule(0.5, 2, 14, 2, 10, 2), block=(1, 4))
+    plan = plan_of(features, 3)
+    assert len(plan) > 14
+    whole, parts = fresh(checkpoint), fresh(checkpoint)
+    train(SpanLoss(whole), features, plan, SETTINGS, tmp_path / "whole", pruning=pruning)
+    while not train(SpanLoss(parts), features, plan, SETTINGS, tmp_path / "parts", pruning=pruning, stop_after=4):
+        parts = fresh(checkpoint)  # as a new process would
+    for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+    assert whole.masks().keys() == parts.masks().keys()
+    for name, mask in whole.masks().items():
+        assert torch.equal(mask, parts.masks()[name])
+    assert log_of(tmp_path / "whole")[-1]["density"] == pytest.approx(0.5, abs=0.01)
+    assert density(whole.masks()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_killed_at_any_step(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """kill -9 in the middle; the next process goes on, and ends with the loss of the run that was not killed."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_train import SETTINGS, SpanLoss, examples, fresh, plan_of, train
+        from thinbert.model.checkpoint import read_checkpoint
+        features = examples()
+        model = fresh(read_checkpoint({str(checkpoint.folder)!r}))
+        train(SpanLoss(model), features, plan_of(features, 3), SETTINGS, Path(sys.argv[1]))
+        """)
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, script, killed], env=environment, stdout=subprocess.DEVNULL)
+    while not (killed / "state.pt").exists():
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for out in (killed, tmp_path / "whole"):
+        subprocess.run([sys.executable, script, out], check=True, env=environment, stdout=subprocess.DEVNULL)
+    ends = [torch.load(out / "state.pt", weights_only=True) for out in (killed, tmp_path / "whole")]
+    assert ends[0]["step"] == ends[1]["step"] == len(plan_of(examples(), 3))
+    for name, a in ends[0]["model"].items():
+        torch.testing.assert_close(a, ends[1]["model"][name], rtol=0, atol=0, msg=name)
+
+
+def test_parts_of_a_batch_add_up(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A batch worked through in parts gives the gradients of the whole."""
+    features = examples()
+    plan = [np.arange(len(features))] * 3
+    ends = []
+    for micro in (10_000, 120):
+        model = fresh(checkpoint)
+        settings = Settings(rate=1e-3, warmup=0, dropout=0.0, micro_tokens=micro)
+        train(SpanLoss(model), features, plan, settings, tmp_path / str(micro))
+        ends.append(log_of(tmp_path / str(micro))[-1])
+    assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], rel=2e-2)
+    assert ends[0]["norm"] == pytest.approx(ends[1]["norm"], rel=5e-2)
+
+
+class Broken(SpanLoss):
+    steps = 0
+
+    def forward(self, given: Batch) -> torch.Tensor:
+        self.steps += 1
+        return super().forward(given) * (float("nan") if self.steps > 7 else 1.0)
+
+
+def test_nan_stops_and_keeps_the_last_good_state(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features = examples()
+    with pytest.raises(TrainError, match=r"step 7: the loss or its gradient is not finite; lower the learning rate"):
+        train(Broken(fresh(checkpoint)), features, plan_of(features), SETTINGS, tmp_path / "run")
+    kept = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert kept["step"] == 5
+    assert all(bool(p.isfinite().all()) for p in kept["model"].values())
+
+
+def test_a_full_disk_stops_and_keeps_the_last_good_state(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, out = examples(), tmp_path / "run"
+    train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out, stop_after=5)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("thinbert.compress.train.write_atomic", full)
+    with pytest.raises(TrainError, match=r"state\.pt: cannot be written: No space left on device; the state before it"):
+        train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out)
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == 5
+
+
+def test_another_run_in_the_folder_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features, out = examples(), tmp_path / "run"
+    train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out, stop_after=1)
+    with pytest.raises(InputError, match="holds a run with other settings; give another folder, or delete it"):
+        train(SpanLoss(fresh(checkpoint)), features, plan_of(features), Settings(rate=1e-4), out)
+    (out / "state.pt").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="not a training state"):
+        train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out)
+
+
+def test_a_teacher_is_followed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A student that only sees a teacher's logits learns what the teacher knows."""
+    features = examples(200)
+
+    def teacher(numbers: np.ndarray) -> list[np.ndarray]:
+        known = []
+        for number in numbers:
+            ids = features.ids[features.example(int(number))]
+            known.append(np.repeat((ids == 7)[:, None] * 8.0, 2, axis=1).astype(np.float16))
+        return known
+
+    model = fresh(checkpoint)
+    objective = SpanLoss(model, Distillation(hard=0, logits=1, temperature=2), teacher)
+    settings = Settings(rate=3e-3, warmup=0.1, dropout=0.0, log_every=10)
+    train(objective, features, plan_of(features, 12), settings, tmp_path / "run")
+    given = batch(features, np.arange(20))
+    with torch.no_grad():
+        logits = model.span_logits(model(given.ids, given.types, given.lengths)).masked_fill(
+            ~given.mask[..., None], -1e4
+        )
+    assert (logits.argmax(1) == torch.stack([given.labels["start"], given.labels["end"]], 1)).float().mean() > 0.9
+
+
+def test_batches_hold_every_example_once_and_few_pad() -> None:
+    lengths = np.random.RandomState(0).randint(10, 300, 5000)
+    plan = order(lengths, tokens=3000, passes=1.0, seed=3)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(5000))
+    assert all(lengths[b].max() * len(b) <= 3000 for b in plan)
+    padded = sum(int(lengths[b].max()) * len(b) for b in plan)
+    assert padded < 1.03 * lengths.sum()
+    again = order(lengths, tokens=3000, passes=2.5, seed=3)
+    assert [b.tolist() for b in again[: len(plan)]] == [b.tolist() for b in plan]
+    assert len(again) == pytest.approx(2.5 * len(plan), rel=0.02)
+    assert [b.tolist() for b in order(lengths, tokens=3000, passes=1.0, seed=4)] != [b.tolist() for b in plan]
+
+
+CONTEXT = "The lighthouse was built in 1871. Its keeper, Ida Marsh, lived there for thirty years."
+
+
+def test_labels_stand_where_the_answer_stands(checkpoint: Checkpoint) -> None:
+    tokenizer = read_tokenizer(checkpoint.folder, vocabulary=checkpoint.config.vocabulary)
+    start = CONTEXT.index("Ida Marsh")
+    asked = Question("a", "Who kept it?", CONTEXT, ("Ida Marsh",), (start,))
+    none = Question("b", "Who painted it?", CONTEXT, (), ())
+    features = squad_features([asked, none], tokenizer, max_length=24, stride=8)
+    context = tokenizer(CONTEXT)
+    first = int(np.flatnonzero(context.starts <= start)[-1])
+    last = int(np.flatnonzero(context.ends >= start + len("Ida Marsh"))[0])
+    found = 0
+    for n in range(len(features)):
+        ids = features.ids[features.example(n)]
+        begin, end = features.labels["start"][n], features.labels["end"][n]
+        if begin:
+            np.testing.assert_array_equal(ids[begin : end + 1], context.ids[first : last + 1])
+            found += 1
+        else:
+            assert end == 0
+    assert found >= 1
+    assert len(features) > 2  # several windows
+    with pytest.raises(ValueError, match="has no answer_start"):
+        squad_features([Question("c", "Who?", CONTEXT, ("Ida",))], tokenizer)
+    with pytest.raises(ValueError, match=r"has 'he lig' at its answer_start, not 'Ida Ma'"):
+        squad_features([Question("d", "Who?", CONTEXT, ("Ida Ma",), (1,))], tokenizer)
+
+
+def test_unanswerable_pairs_hold_no_answer() -> None:
+    contexts = [f"Paragraph {i} speaks of town{i} and river{i} at length." for i in range(12)]
+    questions = [
+        Question(str(i), f"Which town does paragraph {i} name?", c, (f"town{i}",), (c.index("town"),), article=i // 6)
+        for i, c in enumerate(contexts)
+    ]
+    made = unanswerable(questions, share=1.0, seed=0)
+    assert len(made) == len(questions)
+    assert made == unanswerable(questions, share=1.0, seed=0)
+    by_id = {q.id: q for q in questions}
+    for q in made:
+        asked = by_id[q.id.removesuffix("-unanswerable")]
+        assert q.answers == ()
+        assert q.context != asked.context
+        assert q.article == asked.article
+        assert q.context in contexts[q.article * 6 : q.article * 6 + 6]
+        assert asked.answers[0].lower() not in q.context.lower().split()
+    assert 0 < len(unanswerable(questions, share=0.3, seed=0)) < len(questions)
+
+
+def test_an_objective_must_say_what_a_batch_costs(checkpoint: Checkpoint) -> None:
+    with pytest.raises(NotImplementedError):
+        Objective(fresh(checkpoint))(batch(examples(2), np.arange(2)))
