@@ -166,7 +166,7 @@ def test_making_one(tiny_folder: Path, tmp_path: Path) -> None:
     import tiny
 
     assert thinbert.pipeline("question-answering", str(tiny_folder)).model.config.layers == 2
-    with pytest.raises(InputError, match="task 'summarization'; thinbert has the pipeline question-answering"):
+    with pytest.raises(InputError, match="task 'summarization'; thinbert has the pipelines question-answering"):
         thinbert.pipeline("summarization")
     with pytest.raises(InputError, match="device 'cuda'; thinbert runs on the CPU"):
         thinbert.pipeline("question-answering", tiny_folder, device="cuda")

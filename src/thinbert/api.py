@@ -126,8 +126,8 @@ class Model:
 
     def classify(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         """Class logits [B, classes] of ragged sequences, arguments as in `forward`."""
-        if self._classify is None:
-            raise ModelError(f"model {self.name} has no classification head")
+        self.require_class_head()
+        assert self._classify is not None
         return reference.class_logits(self._classify, self.runtime.first_tokens(token_ids, token_types, lengths))
 
     def answer(self, question: str, context: str) -> Answer | None:
@@ -262,20 +262,29 @@ class Model:
         for job in batch:
             yield job, next(logits) if job.window else _NO_LOGITS
 
+    def require_class_head(self) -> None:
+        """Raises ModelError, saying what the model is instead, where it has no classification head."""
+        if not self._checkpoint.has_classify:
+            raise ModelError(
+                f"model {self.name} cannot classify: it holds {self._holds()}. Fine-tune it on labelled texts"
+            )
+
     def require_span_head(self) -> None:
         """Raises ModelError, saying what the model is instead, where it has no question-answering head."""
+        if not self._checkpoint.has_span:
+            raise ModelError(
+                f"model {self.name} cannot answer questions: it holds {self._holds()}. Fine-tune it on "
+                f"question-answering data first, or use a model that was, such as the bundled one ({DEFAULT_MODEL})"
+            )
+
+    def _holds(self) -> str:
         if self._checkpoint.has_span:
-            return
+            return "a question-answering head"
         if self._checkpoint.has_classify:
-            holds = "a classification head"
-        elif any(name.startswith(("cls.predictions", "vocab_projector")) for name in self._checkpoint.ignored):
-            holds = "a masked-language-model head (it is a pre-trained encoder)"
-        else:
-            holds = "an encoder without a head"
-        raise ModelError(
-            f"model {self.name} cannot answer questions: it holds {holds}. Fine-tune it on question-answering data "
-            f"first, or use a model that was, such as the bundled one ({DEFAULT_MODEL})"
-        )
+            return "a classification head"
+        if any(name.startswith(("cls.predictions", "vocab_projector")) for name in self._checkpoint.ignored):
+            return "a masked-language-model head (it is a pre-trained encoder)"
+        return "an encoder without a head"
 
 
 class _Recent:

@@ -20,6 +20,7 @@ from thinbert import __version__
 from thinbert.errors import Error
 
 if TYPE_CHECKING:
+    from thinbert.api import Model
     from thinbert.corpus.ask import Citation, Found
     from thinbert.model.sparsity import Sparsity
     from thinbert.tasks.evaluate import Progress
@@ -134,9 +135,10 @@ def _ask(
 @app.command("evaluate")
 def _evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, hub id, or `default`.")],
-    data: Annotated[Path, typer.Argument(help="SQuAD JSON or flat JSONL, plain, .gz or .xz.")],
+    data: Annotated[Path, typer.Argument(help="SQuAD JSON or flat JSONL; GLUE's TSV with --task. Plain, .gz or .xz.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions and metrics; an interrupted run in it goes on.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    task: Annotated[str, typer.Option(help="squad, or classification: sst2, mnli, qqp, qnli.")] = "squad",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions or texts.")] = None,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 30,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of a window. [default: 384, or the model's limit]")
@@ -157,8 +159,14 @@ def _evaluate(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer every question of a data set and score the answers as SQuAD does."""
+    """Answer every question of a data set and score the answers as SQuAD does, or classify and score as GLUE does."""
     from thinbert.api import load
+
+    if task != "squad":
+        _evaluate_classes(
+            load(model, precision=precision, threads=threads), task, data, out, limit, max_length, as_json
+        )
+        return
     from thinbert.tasks.evaluate import Settings, evaluate
     from thinbert.tasks.qa import N_BEST
     from thinbert.tasks.squad import read_squad
@@ -180,6 +188,34 @@ def _evaluate(
     else:
         _print_scores(scores)
         print(f"predictions and metrics in {out}")
+
+
+def _evaluate_classes(
+    model: "Model", task: str, data: Path, out: Path, limit: int | None, max_length: int | None, as_json: bool
+) -> None:
+    from thinbert.errors import InputError
+    from thinbert.model.checkpoint import write_atomic
+    from thinbert.tasks import classify, glue
+
+    if task not in glue.TASKS:
+        raise InputError(f"task {task!r}; thinbert evaluates squad, {', '.join(glue.TASKS)}")
+    model.require_class_head()
+    dataset = glue.read_glue(data, glue.TASKS[task])
+    with _progress("texts") as progress:
+        scores, predictions = classify.evaluate(model, dataset, limit=limit, max_length=max_length, progress=progress)
+    names = [dataset.task.labels[p] for p in predictions]
+    what = {"model": model.sha256, "data": dataset.sha256, "task": task, "limit": limit, "max_length": max_length}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, value in (("predictions.json", names), ("metrics.json", scores), ("run.json", what)):
+            write_atomic(out / name, (json.dumps(value, indent=1) + "\n").encode())
+    except OSError as e:
+        raise InputError(f"{out}: cannot be written: {e.strerror or e}") from e
+    if as_json:
+        _print_json({"model": model.name, "data": str(data), "out": str(out), **scores})
+        return
+    shown = "  ".join(f"{name} {value:.2f}" for name, value in scores.items() if name != "total")
+    print(f"{task}: {shown}, {scores['total']} texts; predictions and metrics in {out}")
 
 
 @app.command("score")

@@ -1,4 +1,5 @@
-"""`pipeline("question-answering")`: a drop-in for the pipeline that transformers removed in 5.3.
+"""`pipeline("question-answering")`: a drop-in for the pipeline that transformers removed in 5.3, and
+`pipeline("text-classification")`, the same as the one it still has.
 
 Same arguments, defaults, results and errors as transformers 5.2.0 with a fast tokenizer; scores differ from
 `thinbert.load(…).read(…)`, which compares windows with each other. In short, the rule of that pipeline: start and end
@@ -23,7 +24,7 @@ from thinbert.model.checkpoint import DEFAULT_MODEL, find_model, read_json
 from thinbert.model.pack import is_packed
 from thinbert.model.tokenizer import Tokens
 from thinbert.model.weights import Array
-from thinbert.tasks import qa
+from thinbert.tasks import classify, qa
 
 Result = dict[str, Any]  # {"score": float, "start": int, "end": int, "answer": str}
 
@@ -46,11 +47,11 @@ def pipeline(
     torch_dtype: object = None,
     framework: str | None = None,
     **defaults: Any,
-) -> "QuestionAnsweringPipeline":
-    """A callable that answers questions; see QuestionAnsweringPipeline.
+) -> "QuestionAnsweringPipeline | TextClassificationPipeline":
+    """A callable that answers questions or classifies texts; see QuestionAnsweringPipeline, TextClassificationPipeline.
 
     Args:
-        task: "question-answering".
+        task: "question-answering", "text-classification", or its other name "sentiment-analysis".
         model: folder, hub id or loaded Model; the bundled one when left out.
         precision, threads: as for thinbert.load, except that a portable model is computed in float32 unless told
             otherwise, so that it answers as transformers did; a packed one in int8.
@@ -60,12 +61,13 @@ def pipeline(
             or arithmetic than float32 on the CPU is an error; "auto", and the framework, mean nothing here.
         defaults: options of the call (`top_k`, `doc_stride`, …), used where a call does not give them.
     Raises:
-        InputError: another task, tokenizer, device or dtype.
-        ModelError: the model cannot be read, or has no question-answering head.
+        InputError: another task, tokenizer, device or dtype; a classification task without a model.
+        ModelError: the model cannot be read, or has no head for the task.
         TypeError: an option that does not exist.
     """
-    if task != "question-answering":
-        raise InputError(f"task {task!r}; thinbert has the pipeline question-answering")
+    kind = _PIPELINES.get(task)
+    if kind is None:
+        raise InputError(f"task {task!r}; thinbert has the pipelines {', '.join(_PIPELINES)}")
     for where in (device, device_map):
         if str(where).partition(":")[0] not in ("None", "-1", "cpu", "auto"):
             raise InputError(f"device {where!r}; thinbert runs on the CPU (leave device out, or give -1)")
@@ -74,16 +76,18 @@ def pipeline(
             raise InputError(f"dtype {number!r}; thinbert computes in float32 or int8 (see precision)")
     if tokenizer is not None and tokenizer != model:
         raise InputError(f"tokenizer {tokenizer!r} is not the model's; thinbert uses the one in the model's folder")
-    unknown = set(defaults) - {*_Options.__dataclass_fields__, *_WITHOUT_EFFECT}
+    unknown = set(defaults) - {*kind.options, *_WITHOUT_EFFECT}
     if unknown:
         raise TypeError(f"pipeline() got an unexpected keyword argument {sorted(unknown)[0]!r}")
     if not isinstance(model, Model):
+        if model is None and kind is TextClassificationPipeline:
+            raise InputError(f"task {task!r} needs a model; the bundled one answers questions")
         name = DEFAULT_MODEL if model is None else model
         if precision is None:
             folder = find_model(name, revision=revision, token=token)
             precision = "int8" if is_packed(read_json(folder / "config.json")) else "float32"
         model = load(name, precision=precision, threads=threads, revision=revision, token=token)
-    return QuestionAnsweringPipeline(model, **{k: v for k, v in defaults.items() if k not in _WITHOUT_EFFECT})
+    return kind(model, **{k: v for k, v in defaults.items() if k not in _WITHOUT_EFFECT})
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class QuestionAnsweringPipeline:
     """Answers questions over contexts, each answer as `{"score", "start", "end", "answer"}`, a slice of the context."""
 
     task = "question-answering"
+    options = tuple(_Options.__dataclass_fields__)
 
     def __init__(self, model: Model, **defaults: Any) -> None:
         model.require_span_head()
@@ -285,3 +290,69 @@ def _example(item: Any) -> dict[str, str]:
         if not item[key]:
             raise ValueError(f"`{key}` cannot be empty")
     return {"question": item["question"], "context": item["context"]}
+
+
+class TextClassificationPipeline:
+    """Classifies texts or pairs of texts, each as `{"label", "score"}`."""
+
+    task = "text-classification"
+    options = ("top_k", "function_to_apply", "truncation", "max_length")
+
+    def __init__(self, model: Model, **defaults: Any) -> None:
+        model.require_class_head()
+        self.model = model
+        self._defaults = defaults
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Results in the shape of transformers: for a text a list of one, for a list a list, for a dict a dict; with
+        top_k each result is itself a list, best first.
+
+        Args:
+            inputs: a text, a `{"text", "text_pair"}` dict, or a list of either.
+            options: top_k: classes to return (None: all). function_to_apply: softmax, sigmoid or none; by default
+                softmax, or sigmoid for a model of one class. truncation, max_length: cut texts to so many tokens; by
+                default they are cut only where the model takes no more.
+        Raises:
+            ValueError: inputs of another kind, or an option out of range.
+            TypeError: an option that does not exist.
+        """
+        for name in options:
+            if name not in {*self.options, *_WITHOUT_EFFECT}:
+                raise TypeError(f"__call__() got an unexpected keyword argument {name!r}")
+        given = self._defaults | options
+        several = isinstance(inputs, list)
+        pairs = [_pair(item) for item in (inputs if several else [inputs])]
+        limit = given.get("max_length") or self.model.config.positions
+        results = [self._result(row, given) for row in classify.logits(self.model, pairs, max_length=limit)]
+        if several:
+            return results
+        return [results[0]] if isinstance(inputs, str) and "top_k" not in given else results[0]
+
+    def _result(self, logits: Array, options: dict[str, Any]) -> Any:
+        names = classify.class_names(self.model, len(logits))
+        function = options.get("function_to_apply") or ("sigmoid" if len(names) == 1 else "softmax")
+        if function == "softmax":
+            scores = classify.softmax(logits)
+        elif function == "sigmoid":
+            scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        elif function == "none":
+            scores = logits.astype(np.float64)
+        else:
+            raise ValueError(f"function_to_apply is {function!r}; expected softmax, sigmoid or none")
+        ranked = sorted(zip(names, scores.tolist(), strict=True), key=lambda pair: -pair[1])
+        rows = [{"label": name, "score": value} for name, value in ranked]
+        return rows[: options["top_k"]] if "top_k" in options else rows[0]
+
+
+def _pair(item: Any) -> tuple[str, str | None]:
+    text, pair = (item.get("text"), item.get("text_pair")) if isinstance(item, dict) else (item, None)
+    if not isinstance(text, str) or not isinstance(pair, str | None):
+        raise ValueError(f"{item!r} argument needs to be a text, or a dict of text and text_pair")
+    return text, pair
+
+
+_PIPELINES: dict[str, type[QuestionAnsweringPipeline] | type[TextClassificationPipeline]] = {
+    "question-answering": QuestionAnsweringPipeline,
+    "text-classification": TextClassificationPipeline,
+    "sentiment-analysis": TextClassificationPipeline,
+}

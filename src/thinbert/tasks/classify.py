@@ -1,0 +1,87 @@
+"""Sentence classification: texts to tokens, logits to classes, and the evaluation of a model on labelled data."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinbert.api import Model
+from thinbert.errors import InputError
+from thinbert.model.tokenizer import Tokenizer, Tokens
+from thinbert.model.weights import Array, Ints
+from thinbert.tasks import glue
+
+MAX_LENGTH = 128  # tokens of a text or pair, as the published models were trained
+_IN_FLIGHT = 256  # texts at a time
+
+
+def encode(tokenizer: Tokenizer, text: str, pair: str | None, *, max_length: int = MAX_LENGTH) -> tuple[Ints, Ints]:
+    """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP]: ids and types. Where they are too long, tokens go from the end
+    of whichever is longer."""
+    parts: list[Tokens] = [tokenizer(text)] + ([tokenizer(pair)] if pair is not None else [])
+    room = max_length - 1 - len(parts)
+    if room < len(parts):
+        raise InputError(f"a window of {max_length} tokens has no room for {len(parts)} texts")
+    kept = [len(p) for p in parts]
+    while sum(kept) > room:
+        kept[int(np.argmax(kept))] -= 1
+    ids, types = [tokenizer.cls], [0]
+    for number, (part, n) in enumerate(zip(parts, kept, strict=True)):
+        ids += [*part.ids[:n].tolist(), tokenizer.sep]
+        types += [number] * (n + 1)
+    return np.array(ids, np.int32), np.array(types, np.int32)
+
+
+def logits(model: Model, texts: Iterable[tuple[str, str | None]], *, max_length: int | None = None) -> Iterator[Array]:
+    """Class logits [classes] of each text or pair, in order, a bounded number at a time."""
+    limit = min(max_length or MAX_LENGTH, model.config.positions)
+    rest = iter(texts)
+    while chunk := list(islice(rest, _IN_FLIGHT)):
+        encoded = [encode(model.tokenizer, text, pair, max_length=limit) for text, pair in chunk]
+        ids, types = (np.concatenate(column) for column in zip(*encoded, strict=True))
+        yield from model.classify(ids, types, [len(one) for one, _ in encoded])
+
+
+def softmax(values: Array) -> NDArray[np.float64]:
+    e = np.exp(values.astype(np.float64) - values.max())
+    return np.asarray(e / e.sum())
+
+
+def class_names(model: Model, count: int) -> tuple[str, ...]:
+    """The model's names for its classes, or LABEL_0 … as transformers calls those without."""
+    return model.config.labels if len(model.config.labels) == count else tuple(f"LABEL_{i}" for i in range(count))
+
+
+def evaluate(
+    model: Model,
+    data: glue.Classified,
+    *,
+    limit: int | None = None,
+    max_length: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, float], list[int]]:
+    """Scores and predicted classes, in the task's numbers.
+
+    A model that names its classes as the task does may have them in another order.
+
+    Raises:
+        InputError: the model has another number of classes.
+    """
+    examples: Sequence[glue.Example] = data.examples[:limit]
+    order: list[int] | None = None
+    predictions = []
+    for example_logits in logits(model, ((e.text, e.pair) for e in examples), max_length=max_length):
+        if order is None:
+            order = _order(model, data.task, len(example_logits))
+        predictions.append(order[int(example_logits.argmax())])
+        progress(len(predictions), len(examples))
+    return glue.score(data.task, [e.label for e in examples], predictions), predictions
+
+
+def _order(model: Model, task: glue.Task, count: int) -> list[int]:
+    """The task's class for each of the model's."""
+    if count != len(task.labels):
+        raise InputError(f"model {model.name} has {count} classes; {task.name} has {len(task.labels)}")
+    names = [name.lower() for name in class_names(model, count)]
+    return [task.labels.index(n) for n in names] if sorted(names) == sorted(task.labels) else list(range(count))

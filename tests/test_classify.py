@@ -1,0 +1,185 @@
+"""Classification: the pipeline like transformers', GLUE's files and scores, evaluation."""
+
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import thinbert
+import tiny
+from conftest import Cli, real_data
+from thinbert.errors import InputError, ModelError
+from thinbert.tasks import classify, glue
+from thinbert.tasks.squad import Question, read_squad
+
+LABELS = {"0": "negative", "1": "positive"}
+TEXTS = ["the tower is built in paris", "who built", "a composer born in paris, named after the tower; " * 3, "b"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny.bert_config(id2label=LABELS, architectures=["BertForSequenceClassification"])
+    tensors = tiny.bert_tensors(config, head="classify")
+    return tiny.write_model(tmp_path_factory.mktemp("classify") / "m", config, tensors)
+
+
+def test_pipeline_is_transformers(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.pipeline("text-classification", str(folder), device="cpu")
+    ours = thinbert.pipeline("text-classification", str(folder))
+
+    def same(a: Any, b: Any) -> None:
+        assert type(a) is type(b)
+        if isinstance(a, list):
+            assert len(a) == len(b)
+            for x, y in zip(a, b, strict=True):
+                same(x, y)
+        else:
+            assert a["label"] == b["label"]
+            assert a["score"] == pytest.approx(b["score"], abs=1e-5)
+
+    pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
+    for inputs in (TEXTS[0], TEXTS[:2], TEXTS[3], pair, [pair, pair]):
+        for options in ({}, {"top_k": 1}, {"top_k": None}, {"top_k": 2, "function_to_apply": "sigmoid"}):
+            same(ours(inputs, **options), theirs(inputs, **options))
+    same(ours(TEXTS[0], function_to_apply="none"), theirs(TEXTS[0], function_to_apply="none"))
+
+
+def test_pipeline_errors(folder: Path, tiny_folder: Path) -> None:
+    ours = thinbert.pipeline("sentiment-analysis", str(folder))
+    assert ours(TEXTS[2])[0]["label"] in LABELS.values()  # longer than the model's positions: cut
+    with pytest.raises(ValueError, match="needs to be a text, or a dict of text and text_pair"):
+        ours([3])
+    with pytest.raises(ValueError, match="function_to_apply is 'tanh'"):
+        ours("a", function_to_apply="tanh")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'topk'"):
+        ours("a", topk=2)
+    with pytest.raises(InputError, match="needs a model; the bundled one answers questions"):
+        thinbert.pipeline("text-classification")
+    with pytest.raises(ModelError, match="cannot classify: it holds a question-answering head"):
+        thinbert.pipeline("text-classification", str(tiny_folder))
+
+
+def test_encoding_cuts_the_longer_text(folder: Path) -> None:
+    model = thinbert.load(str(folder))
+    one, two = "tower " * 20, "paris " * 9
+    ids, types = classify.encode(model.tokenizer, one, two, max_length=17)
+    assert len(ids) == 17
+    assert types.tolist() == [0] * 9 + [1] * 8
+    assert classify.encode(model.tokenizer, one, None, max_length=5)[0].tolist()[-1] == model.tokenizer.sep
+    with pytest.raises(InputError, match="no room for 2 texts"):
+        classify.encode(model.tokenizer, one, two, max_length=4)
+
+
+FILES = {
+    "sst2": ("sentence\tlabel\nthe tower is built\t1\nwho\t0\n", [("the tower is built", None, 1), ("who", None, 0)]),
+    "mnli": (
+        "index\tsentence1\tsentence2\tgold_label\n0\ta\tb\tneutral\n1\tc\td\t-\n2\te\tf\tcontradiction\n",
+        [("a", "b", 2), ("e", "f", 0)],
+    ),
+    "qqp": ("1\tWho?\tWhich one?\t18\n0\tWhy?\tWhere?\t2\n", [("Who?", "Which one?", 1), ("Why?", "Where?", 0)]),
+    "qnli": ('index\tquestion\tsentence\tlabel\r\n0\tq\t"s\tnot_entailment\r\n', [("q", '"s', 1)]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_reading_glue(tmp_path: Path, name: str) -> None:
+    content, expected = FILES[name]
+    path = tmp_path / f"{name}.tsv.xz"
+    path.write_bytes(lzma.compress(content.encode()))
+    data = glue.read_glue(path, glue.TASKS[name])
+    assert [(e.text, e.pair, e.label) for e in data.examples] == expected
+
+
+def test_official_qqp_header(tmp_path: Path) -> None:
+    path = tmp_path / "dev.tsv"
+    path.write_text("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tWho?\tWhich?\t1\n")
+    assert glue.read_glue(path, glue.TASKS["qqp"]).examples == (glue.Example("Who?", "Which?", 1),)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("sst2", "text\tlabel\na\t1\n", "the first line names text, label; expected sentence, label"),
+        ("sst2", "", "names nothing; expected sentence, label"),
+        ("sst2", "sentence\tlabel\n", "holds no examples"),
+        ("sst2", "sentence\tlabel\na\t2\n", "line 2 has the label '2'; expected 0, 1"),
+        ("mnli", "sentence1\tsentence2\tgold_label\na\tb\n", "line 2 has 2 columns; expected at least 3"),
+        ("qqp", "1\tWho?\n", "line 1 has 2 columns; expected at least 3"),
+    ],
+)
+def test_bad_files_say_where(tmp_path: Path, name: str, content: str, message: str) -> None:
+    path = tmp_path / "bad.tsv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        glue.read_glue(path, glue.TASKS[name])
+
+
+def test_scores() -> None:
+    assert glue.score(glue.TASKS["sst2"], [0, 1, 1, 0], [0, 1, 0, 0]) == {"accuracy": 75.0, "total": 4}
+    scores = glue.score(glue.TASKS["qqp"], [1, 1, 0, 0], [1, 0, 1, 0])
+    assert scores == {"accuracy": 50.0, "total": 4, "f1": 50.0}
+    assert glue.score(glue.TASKS["qqp"], [0], [0])["f1"] == 0
+
+
+def test_evaluate(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    model = thinbert.load(str(folder), precision="float32")
+    own = thinbert.pipeline("text-classification", model)
+    labels = [list(LABELS.values()).index(r["label"]) for r in own(TEXTS)]
+    path = tmp_path / "dev.tsv"
+    path.write_text("sentence\tlabel\n" + "".join(f"{t}\t{n}\n" for t, n in zip(TEXTS, labels, strict=True)))
+    done = cli(
+        "evaluate", folder, path, "--task", "sst2", "--out", tmp_path / "run", "--precision", "float32", "--json"
+    )
+    assert done.code == 0
+    assert json.loads(done.out)["accuracy"] == 100
+    assert json.loads((tmp_path / "run" / "predictions.json").read_text()) == [LABELS[str(n)] for n in labels]
+    assert (
+        "accuracy 100.00, 2 texts"
+        in cli("evaluate", folder, path, "--task", "sst2", "--out", tmp_path / "two", "--limit", 2).out
+    )
+    wrong = cli("evaluate", folder, path, "--task", "cola", "--out", tmp_path / "x")
+    assert wrong.code == 2
+    assert "thinbert evaluates squad, sst2, mnli, qqp, qnli" in wrong.err
+    assert "cannot classify" in cli("evaluate", "default", path, "--task", "sst2", "--out", tmp_path / "x").err
+    qnli = tmp_path / "mnli.tsv"
+    qnli.write_text(FILES["mnli"][0])
+    assert "has 2 classes; mnli has 3" in cli("evaluate", folder, qnli, "--task", "mnli", "--out", tmp_path / "x").err
+
+
+def test_classes_in_another_order_are_told_by_name(tmp_path: Path, folder: Path) -> None:
+    config = tiny.bert_config(id2label={"0": "positive", "1": "negative"})
+    turned = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config, head="classify"))
+    data = glue.Classified(glue.TASKS["sst2"], tuple(glue.Example(t, None, 0) for t in TEXTS), "")
+    _, straight = classify.evaluate(thinbert.load(str(folder)), data)
+    _, other = classify.evaluate(thinbert.load(str(turned)), data)
+    assert [1 - p for p in other] == straight
+
+
+def test_qnli_from_squad() -> None:
+    text = "The mill stands by a river. Anna Voss built it in 1802. It burned down twice."
+    question = Question("a", "Who built the mill?", text, ("Anna Voss",), (text.index("Anna"),))
+    examples = glue.qnli_from_squad([question])
+    assert examples == (
+        glue.Example("Who built the mill?", "Anna Voss built it in 1802.", 0),
+        glue.Example("Who built the mill?", "The mill stands by a river.", 1),
+    )
+    assert glue.qnli_from_squad([Question("b", "Who?", text, (), ())]) == ()
+    assert [text[a:b] for a, b in glue.sentences(text)][2] == "It burned down twice."
+
+
+def test_real_files() -> None:
+    for name, file, count in (
+        ("sst2", "sst2-dev.tsv.xz", 872),
+        ("mnli", "mnli-dev_matched.tsv.xz", 9815),
+        ("qnli", "qnli-dev.tsv.xz", 5463),
+        ("qqp", "qqp-wang_dev.tsv.xz", 10000),
+    ):
+        data = glue.read_glue(real_data(file), glue.TASKS[name])
+        assert len(data.examples) == count
+        assert len(np.unique([e.label for e in data.examples])) == len(data.task.labels)
+    made = glue.qnli_from_squad(read_squad(real_data("squad-dev-v1.1.json.xz")).questions[:500])
+    assert 0.4 < np.mean([e.label for e in made]) < 0.6
