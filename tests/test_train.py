@@ -120,6 +120,38 @@ def test_killed_at_any_step(checkpoint: Checkpoint, tmp_path: Path) -> None:
         torch.testing.assert_close(a, ends[1]["model"][name], rtol=0, atol=0, msg=name)
 
 
+def test_two_processes_make_what_one_makes(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_train import Settings, SpanLoss, examples, fresh, plan_of, train
+        from thinbert.model.checkpoint import read_checkpoint
+        features = examples()
+        settings = Settings(rate=1e-3, warmup=0.1, dropout=0.0, log_every=4)
+        model = fresh(read_checkpoint({str(checkpoint.folder)!r}))
+        train(SpanLoss(model), features, plan_of(features), settings, Path(sys.argv[1]))
+        from accelerate import PartialState
+        Path(sys.argv[1] + f"-{{PartialState().process_index}}").touch()
+        """)
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # what `accelerate launch` runs on a machine without MPI
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment["ACCELERATE_USE_CPU"] = "true"
+    subprocess.run([*launch, script, tmp_path / "two"], check=True, env=environment, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, script, tmp_path / "one"], check=True, env=environment, capture_output=True)
+    assert (tmp_path / "two-1").exists()
+    assert not (tmp_path / "one-1").exists()
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+    assert one[-1]["loss"] < one[0]["loss"]
+
+
 def test_parts_of_a_batch_add_up(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """A batch worked through in parts gives the gradients of the whole."""
     features = examples()

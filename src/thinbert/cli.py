@@ -20,6 +20,8 @@ from thinbert import __version__
 from thinbert.errors import Error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from thinbert.api import Model
     from thinbert.corpus.ask import Citation, Found
     from thinbert.model.sparsity import Sparsity
@@ -330,6 +332,153 @@ def _bench(
         f"hidden states within {result['largest_difference']:.3f} of float32's, which reach {result['size']:.1f}"
     )
     print("time: " + ", ".join(f"{part} {share:.0%}" for part, share in result["shares"].items()))
+
+
+@app.command("recipes")
+def _recipes(as_json: JsonOption = False) -> None:
+    """List the recipes that `thinbert compress` carries out."""
+    recipe = _train_ring("recipe")
+    rows = []
+    for name, path in recipe.built_in().items():
+        whole = recipe.read_recipe(name)
+        scales = [s for s in recipe.SCALES if s == "full" or _has_scale(recipe, name, s)]
+        rows.append({"name": name, "about": whole.about, "source": whole.source, "scales": scales, "file": str(path)})
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        print(f"{row['name']}  ({', '.join(row['scales'])})\n    {row['about']}\n    after {row['source']}")
+
+
+@app.command("compress")
+def _compress(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe (see `thinbert recipes`), or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for models, logs and scores; an interrupted run in it goes on.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the data sets. [default: THINBERT_DATA]", envvar="THINBERT_DATA")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="full (as published), small (hours on two cores) or smoke.")] = "full",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, such as base=FOLDER or stages.squad.rate=1e-4. May be repeated."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show stages, data and steps, with an estimate of time.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a thin model: prune, distil, quantise, export and score, as a recipe says."""
+    from thinbert.errors import InputError
+
+    module = _train_ring("recipe")
+    read = module.read_recipe(recipe, scale, changes=_changes(changes or []))
+    if data is None:
+        raise InputError("no data folder; give --data FOLDER, or set THINBERT_DATA")
+    run = _train_ring("run")
+    with _stage_progress() as report:
+        place = run.Place(
+            recipe=read, scale=scale, data=data, out=out, say=lambda text: print(text, file=sys.stderr), report=report
+        )
+        result = run.estimate(place) if dry_run else run.run(place)
+    if as_json:
+        _print_json(result)
+    elif dry_run:
+        for row in result:
+            print(
+                f"{row['stage']:16s} {row['task']:7s} {row['examples']:8d} examples  {row['steps']:7d} steps  "
+                f"{_duration(row['seconds'])} for each seed, {row['memory_mb']:.0f} MB"
+            )
+    else:
+        for name, scores in result.items():
+            shown = (f"{k} {v:.2f}" for k, v in scores.items() if isinstance(v, float))
+            print(f"{name:16s} {', '.join(shown)}")
+        print(f"models in {out}")
+
+
+def _train_ring(module: str) -> Any:
+    """A module of the train ring. Raises InputError with the command to install it where it is not."""
+    from importlib import import_module
+
+    from thinbert.errors import InputError
+
+    try:
+        return import_module(f"thinbert.compress.{module}")
+    except ModuleNotFoundError as e:
+        if e.name and e.name.startswith("thinbert"):
+            raise
+        raise InputError(f"training needs {e.name}: pip install 'thinbert[train]'") from e
+
+
+def _has_scale(recipe: Any, name: str, scale: str) -> bool:
+    try:
+        recipe.read_recipe(name, scale)
+    except Error:
+        return False
+    return True
+
+
+def _changes(given: list[str]) -> dict[str, str]:
+    from thinbert.errors import InputError
+
+    for change in given:
+        if "=" not in change:
+            raise InputError(f"--set {change}: expected KEY=VALUE")
+    return dict(change.split("=", 1) for change in given)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{max(1, minutes)} min"
+
+
+@contextmanager
+def _stage_progress() -> "Iterator[Callable[[str], Callable[[Mapping[str, Any]], None]]]":
+    """Progress of stages on standard error: a bar for each on a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+
+        def lines(stage: str) -> "Callable[[Mapping[str, Any]], None]":
+            last = 0.0
+
+            def line(log: "Mapping[str, Any]") -> None:
+                nonlocal last
+                if time.monotonic() - last >= 10 or log["step"] == log["of"]:
+                    last = time.monotonic()
+                    rest = "".join(f", {k} {log[k]:.4g}" for k in ("loss", "density", "tokens_per_second") if k in log)
+                    print(f"{stage}: {log['step']}/{log['of']}{rest}", file=sys.stderr)
+
+            return line
+
+        yield lines
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[log]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+
+        def bars(stage: str) -> "Callable[[Mapping[str, Any]], None]":
+            task = bar.add_task(stage, total=None, log="")
+
+            def line(log: "Mapping[str, Any]") -> None:
+                rest = " ".join(f"{k} {log[k]:.3g}" for k in ("loss", "density") if k in log)
+                bar.update(task, completed=log["step"], total=log["of"], log=rest)
+
+            return line
+
+        yield bars
 
 
 def _print_json(value: object) -> None:

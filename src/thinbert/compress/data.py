@@ -12,6 +12,8 @@ from torch import Tensor
 
 from thinbert.model.tokenizer import Tokenizer, Tokens
 from thinbert.tasks import qa
+from thinbert.tasks.classify import encode
+from thinbert.tasks.glue import Example
 from thinbert.tasks.squad import Question
 
 CHUNK = 4000  # examples sorted by length together: longer chunks pad less, shorter ones mix more
@@ -93,15 +95,25 @@ def batch(features: Features, numbers: NDArray[np.int64]) -> Batch:
     return Batch(torch.from_numpy(ids), torch.from_numpy(types), torch.from_numpy(lengths), labels, numbers)
 
 
-def order(lengths: NDArray[np.int64], *, tokens: int, passes: float, seed: int) -> list[NDArray[np.int64]]:
-    """Batches of example numbers, each of at most `tokens` tokens with its padding, for so many passes.
+def order(
+    lengths: NDArray[np.int64],
+    *,
+    seed: int,
+    tokens: int | None = None,
+    examples: int | None = None,
+    passes: float | None = None,
+    steps: int | None = None,
+) -> list[NDArray[np.int64]]:
+    """Batches of example numbers: each of at most `tokens` tokens with its padding, or of `examples` examples; for so
+    many passes, or so many steps.
 
     Examples are shuffled, sorted by length within chunks, cut into batches, and the batches shuffled again: a function
     of the seed alone, so that an interrupted run goes on with the batches it would have had.
     """
     plan: list[NDArray[np.int64]] = []
     number = 0
-    while passes > 1e-9:
+    left = 0.0 if passes is None else passes
+    while left > 1e-9 or (steps is not None and len(plan) < steps):
         mixed = random.Random(f"{seed}:{number}")
         numbers = list(range(len(lengths)))
         mixed.shuffle(numbers)
@@ -109,16 +121,17 @@ def order(lengths: NDArray[np.int64], *, tokens: int, passes: float, seed: int) 
         for first in range(0, len(numbers), CHUNK):
             current: list[int] = []
             for n in sorted(numbers[first : first + CHUNK], key=lambda n: lengths[n]):
-                if current and lengths[n] * (len(current) + 1) > tokens:
+                full = tokens is not None and lengths[n] * (len(current) + 1) > tokens
+                if current and (full or len(current) == examples):
                     batches.append(np.array(current))
                     current = []
                 current.append(n)
             batches.append(np.array(current))
         mixed.shuffle(batches)
-        plan += batches[: round(len(batches) * min(1.0, passes))]
-        passes -= 1
+        plan += batches if steps is not None else batches[: max(1, round(len(batches) * min(1.0, left)))]
+        left -= 1
         number += 1
-    return plan
+    return plan[:steps]
 
 
 def squad_features(
@@ -202,3 +215,8 @@ def unanswerable(questions: Sequence[Question], *, share: float, seed: int) -> l
         context = closest if mixed.random() < 0.5 else mixed.choice(lacking)
         made.append(Question(f"{q.id}-unanswerable", q.question, context, (), (), q.article))
     return made
+
+
+def class_features(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int) -> Features:
+    """Texts or pairs, labelled with their class."""
+    return collect((*encode(tokenizer, e.text, e.pair, max_length=max_length), {"class": e.label}) for e in examples)

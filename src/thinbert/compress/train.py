@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def train(
         TrainError: the loss is not finite, or the state cannot be written. The last good state is kept.
         InputError: `out` holds another run.
     """
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator()
     model, steps = objective.model, len(plan)
     model.set_dropout(settings.dropout)
     described = {"settings": asdict(settings), "pruning": asdict(pruning) if pruning else None, "steps": steps}
@@ -207,14 +208,31 @@ def _backward(
         # a process without examples of its own still takes part in the exchange of gradients
         given = batch(features, np.array(part or numbers[:1])).to(accelerator.device)
         own = 1.0 if part else 0.0
-        with accelerator.no_sync(prepared) if number + 1 < len(parts) else accelerator.autocast():
-            with accelerator.autocast():
+        with accelerator.no_sync(prepared) if number + 1 < len(parts) else nullcontext():
+            # our own, not accelerate's, whose precision is settled once for a whole process
+            with torch.autocast(accelerator.device.type, torch.bfloat16):
                 loss = prepared(given) * (own / weight)
             # gradients are averaged over processes, and the loss was divided by the weight of all of them
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
         tokens += int(given.lengths.sum()) if part else 0
     return total, tokens
+
+
+def time_steps(objective: Objective, features: Features, plan: Sequence[NDArray[np.int64]]) -> float:
+    """Mean seconds of an optimiser step over the batches of a plan, after one that is not counted."""
+    accelerator = Accelerator()
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=0.0, fused=True)
+    prepared, optimizer = accelerator.prepare(objective, optimizer)
+    settings = Settings(rate=0.0)
+    begun = 0.0
+    for number, batch_numbers in enumerate([plan[0], *plan]):
+        if number == 1:
+            begun = time.perf_counter()
+        _backward(accelerator, prepared, objective, features, batch_numbers, settings)
+        optimizer.step()
+        optimizer.zero_grad()
+    return (time.perf_counter() - begun) / len(plan)
 
 
 def new_masks(model: Encoder, pruning: Pruning, step: int) -> dict[str, Tensor]:

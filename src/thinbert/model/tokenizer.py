@@ -46,6 +46,7 @@ class Tokenizer:
         self._backend = backend
         self.cls = self._special("[CLS]", where)
         self.sep = self._special("[SEP]", where)
+        self._where = where
         self._special(getattr(backend.model, "unk_token", None) or "[UNK]", where)
         largest = max(backend.get_vocab().values())
         if largest >= vocabulary:
@@ -69,6 +70,11 @@ class Tokenizer:
             return pieces[0]
         columns = zip(*((p.ids, p.starts, p.ends, p.words) for p in pieces), strict=True)
         return Tokens(*(np.concatenate(column) for column in columns))
+
+    @property
+    def mask(self) -> int:
+        """[MASK], which only pre-training needs."""
+        return self._special("[MASK]", self._where)
 
     def _special(self, token: str, where: Path) -> int:
         number = self._backend.token_to_id(token)

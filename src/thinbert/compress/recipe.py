@@ -1,0 +1,234 @@
+"""Recipes: which model is made, from what, in which stages. A recipe is data; `thinbert compress` carries it out."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from thinbert.errors import InputError
+
+SCALES = ("full", "small", "smoke")
+# of the tasks, what each trains its head for; the names of glue.TASKS are classification
+SPAN_TASKS = ("squad1", "squad2")
+TASKS = ("mlm", *SPAN_TASKS, "sst2", "mnli", "qqp", "qnli")
+
+_DEEPEST = 4  # recipes that extend one another
+_FOLDER = Path(__file__).parent.parent / "recipes"
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Prune(Part):
+    """Gradual magnitude pruning. Steps are given as a share of the stage's steps, so that a stage may be shortened."""
+
+    block: str = Field("1x1", pattern=r"^[1-9]\d?x[1-9]\d?$")
+    sparsity: Share
+    begin: Share = 0.0
+    policy_end: Share = 0.5  # where the sparsity is reached
+    end: Share = 0.8  # where masks are frozen
+    times: int = Field(50, ge=1)  # masks computed anew until policy_end
+    scope: Literal["uniform", "global"] = "uniform"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.block.split("x")
+        return int(rows), int(columns)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Prune":
+        if not self.begin < self.policy_end <= self.end:
+            raise ValueError(f"begin {self.begin}, policy_end {self.policy_end}, end {self.end} are not in this order")
+        return self
+
+
+class Distil(Part):
+    """A teacher and the weights of what is learnt from it; `hard` is the weight of the task's own labels."""
+
+    teacher: str  # a stage's name, a model folder or a hub id
+    hard: float = Field(0.0, ge=0)
+    logits: float = Field(1.0, ge=0)
+    temperature: float = Field(2.0, gt=0)
+    hidden: float = Field(0.0, ge=0)
+    attention: float = Field(0.0, ge=0)
+
+
+class Stage(Part):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    task: Literal["mlm", "squad1", "squad2", "sst2", "mnli", "qqp", "qnli"]
+    start: str | None = None  # a stage's name, or `base`; the stage before, or the base for the first
+    model: str | None = None  # start from this model folder or hub id instead
+    passes: float | None = Field(None, gt=0)  # over the training data, or
+    steps: int | None = Field(None, gt=0)  # optimiser steps
+    examples: int | None = Field(None, gt=0)  # of a step's batch, or
+    tokens: int | None = Field(None, gt=0)  # of a step's batch, with its padding
+    rate: float = Field(gt=0)
+    warmup: Share = 0.01
+    weight_decay: float = Field(0.01, ge=0)
+    dropout: Share = 0.1
+    rewind: bool = False  # learning-rate rewinding while pruning
+    prune: Prune | None = None
+    lock: bool = False  # keep the zeros the stage begins with
+    quantise: bool = False  # train under the engine's rounding
+    distil: Distil | None = None
+    max_length: int = Field(384, ge=8)
+    stride: int = Field(128, ge=0)
+    part: Share = 1.0  # of the training data: every so many-th article, or document
+    unanswerable: Share = 0.0  # share of questions that are also asked of a text without the answer
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Stage":
+        if (self.passes is None) == (self.steps is None):
+            raise ValueError("give passes or steps, one of them")
+        if (self.examples is None) == (self.tokens is None):
+            raise ValueError("give examples or tokens, one of them")
+        if self.start is not None and self.model is not None:
+            raise ValueError("give start or model, one of them")
+        if self.rewind and self.prune is None:
+            raise ValueError("rewind without prune: there is nothing to rewind with")
+        if self.unanswerable and self.task not in SPAN_TASKS:
+            raise ValueError(f"unanswerable is for {' and '.join(SPAN_TASKS)}")
+        return self
+
+
+class Recipe(Part):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    about: str
+    source: str = ""  # paper or model it follows
+    base: str  # model folder or hub id
+    corpus: str = ""  # text file of the mlm stages, in the data folder
+    seeds: tuple[int, ...] = (0,)
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _stages_exist(self) -> "Recipe":
+        known: list[str] = ["base"]
+        for stage in self.stages:
+            if stage.name in known:
+                raise ValueError(f"two stages are named {stage.name}")
+            if stage.start is not None and stage.start not in known:
+                raise ValueError(
+                    f"stage {stage.name} starts from {stage.start!r}; before it there are {', '.join(known)}"
+                )
+            known.append(stage.name)
+        if any(stage.task == "mlm" for stage in self.stages) and not self.corpus:
+            raise ValueError("a stage of the task mlm needs a corpus")
+        return self
+
+    def stage(self, name: str) -> Stage:
+        return next(s for s in self.stages if s.name == name)
+
+    def before(self, stage: Stage) -> str:
+        """The name of what a stage starts from."""
+        if stage.start is not None:
+            return stage.start
+        number = [s.name for s in self.stages].index(stage.name)
+        return self.stages[number - 1].name if number else "base"
+
+
+def built_in() -> dict[str, Path]:
+    """The recipes that come with thinbert, by name."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def read_recipe(name: str | Path, scale: str = "full", *, changes: Mapping[str, str] | None = None) -> Recipe:
+    """A recipe by name or from a YAML file, at one of its scales.
+
+    A file holds the recipe at full scale, or `extends` another and holds what differs. Under `scales`, `small` and
+    `smoke` hold what differs there: fields of the recipe, and under `stages`, by name, fields of a stage (null takes a
+    field away, and a whole stage too).
+
+    Args:
+        changes: single values, by their place, such as `base` or `stages.squad.distil.teacher`, as YAML.
+    Raises:
+        InputError: no such recipe; not YAML; unknown or missing keys or values out of range, naming the place.
+    """
+    if scale not in SCALES:
+        raise InputError(f"scale {scale!r}; expected {', '.join(SCALES)}")
+    path = built_in().get(str(name), Path(name))
+    raw = _read(name, path)
+    scales = raw.pop("scales", None) or {}
+    if not isinstance(scales, dict) or not set(scales) <= set(SCALES[1:]):
+        raise InputError(f"{path}: scales has {', '.join(map(str, scales))}; expected {' and '.join(SCALES[1:])}")
+    if scale != "full":
+        if scale not in scales:
+            raise InputError(f"{path}: has no scale {scale}; it has full{''.join(', ' + s for s in scales)}")
+        raw = _scaled(raw, scales[scale] or {}, f"{path}: scales.{scale}")
+    for place, value in (changes or {}).items():
+        raw = _scaled(raw, _nested(place.split("."), yaml.safe_load(value)), f"change {place}")
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as e:
+        raise InputError(f"{path}: {'; '.join(_fault(error, raw) for error in e.errors())}") from e
+
+
+def _read(name: str | Path, path: Path, depth: int = 0) -> dict[str, Any]:
+    """A file's mapping, laid over that of the recipe it extends."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(str(name), built_in(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(built_in())}"
+        raise InputError(f"{name}: no such recipe{hint}") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: cannot be read: {e}") from e
+    except yaml.YAMLError as e:
+        raise InputError(f"{path}: not valid YAML: {e}") from e
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: is not a recipe; expected keys such as name, base, stages")
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    if depth == _DEEPEST:
+        raise InputError(f"{path}: extends more than {_DEEPEST} recipes, one after another")
+    below = _read(parent, built_in().get(str(parent), path.parent / str(parent)), depth + 1)
+    if isinstance(raw.get("stages", {}), dict):
+        return _scaled(below, raw, str(path))
+    raise InputError(f"{path}: extends {parent}, so stages maps the names of its stages to what differs in them")
+
+
+def _nested(place: list[str], value: Any) -> dict[str, Any]:
+    return {place[0]: _nested(place[1:], value) if len(place) > 1 else value}
+
+
+def _scaled(raw: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    stages = {s["name"]: dict(s) for s in raw.get("stages", []) if isinstance(s, dict) and "name" in s}
+    for name, fields in (changes.get("stages") or {}).items():
+        if name not in stages:
+            near = difflib.get_close_matches(name, stages, n=1)
+            raise InputError(f"{where}: there is no stage {name}{f'; did you mean {near[0]}?' if near else ''}")
+        if fields is None:
+            del stages[name]
+            continue
+        for key, value in fields.items():
+            if value is None:
+                stages[name].pop(key, None)
+            elif isinstance(value, dict) and isinstance(stages[name].get(key), dict):
+                stages[name][key] = {**stages[name][key], **value}
+            else:
+                stages[name][key] = value
+    rest = {key: value for key, value in changes.items() if key != "stages"}
+    return {**raw, **rest, "stages": list(stages.values())}
+
+
+_MODELS: dict[str, type[Part]] = {"prune": Prune, "distil": Distil}
+
+
+def _fault(error: Any, raw: Mapping[str, Any]) -> str:
+    """One of pydantic's complaints in a line: where, what, and the nearest name where one is unknown."""
+    place = [str(p) for p in error["loc"]]
+    if len(place) > 1 and place[0] == "stages" and place[1].isdigit():
+        stage = raw["stages"][int(place[1])]
+        place[:2] = [f"stage {stage.get('name', place[1]) if isinstance(stage, dict) else place[1]}"]
+    where = ".".join(place)
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}" if where else str(error["msg"])
+    outer = Stage if place[0].startswith("stage ") else Recipe
+    inside: type[Part] = next((_MODELS[p] for p in place[:-1] if p in _MODELS), outer)
+    near = difflib.get_close_matches(place[-1], inside.model_fields, n=1)
+    return f"{where}: unknown key{f'; did you mean {near[0]}?' if near else ''}"
