@@ -217,6 +217,13 @@ def test_scales_and_changes(tmp_path: Path) -> None:
     assert (prune.sparsity, prune.block, changed.seeds) == (0.5, "1x4", (3, 4))
     with pytest.raises(InputError, match="there is no stage prund; did you mean pruned"):
         read_recipe("minilm-squad-1x4-80", changes={"stages.prund.rate": "1"})
+    for change, message in (
+        ({"base": "["}, "change base: '\\[' is not valid YAML"),
+        ({"stages": "3"}, "change stages: expected fields of the recipe and, under stages, stage name -> fields"),
+        ({"stages.pruned": "3"}, "stage pruned is 3; expected its fields"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_recipe("minilm-squad-1x4-80", changes=change)
     with pytest.raises(InputError, match=r"no such recipe; did you mean minilm-squad-1x4-80\?"):
         read_recipe("minilm-squad-1x4-8")
     with pytest.raises(InputError, match="scale 'huge'; expected full, small, smoke"):
@@ -237,7 +244,7 @@ def test_recipes_that_extend_others(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="extends more than 4 recipes"):
         read_recipe(path)
     path.write_text("extends: bert-base-unstructured-90\nstages: [1]")
-    with pytest.raises(InputError, match="so stages maps the names of its stages"):
+    with pytest.raises(InputError, match="under stages, stage name -> fields"):
         read_recipe(path)
     path.write_text("extends: bert-base-unstructured-90\nstages: {spars: {rate: 1}}")
     with pytest.raises(InputError, match="there is no stage spars; did you mean sparse"):

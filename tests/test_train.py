@@ -89,21 +89,30 @@ def test_a_resumed_run_is_the_same_run(checkpoint: Checkpoint, tmp_path: Path) -
     assert density(whole.masks()) == pytest.approx(0.5, abs=0.01)
 
 
-def test_killed_at_any_step(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """kill -9 in the middle; the next process goes on, and ends with the loss of the run that was not killed."""
-    script = tmp_path / "run.py"
+def script_of(checkpoint: Checkpoint, folder: Path, *, dropout: float, passes: int) -> Path:
+    """A program that trains into the folder it is given, and says which process it was."""
+    script = folder / "run.py"
     script.write_text(
         textwrap.dedent(f"""
         import sys
+        from dataclasses import replace
         from pathlib import Path
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from test_train import SETTINGS, SpanLoss, examples, fresh, plan_of, train
+        from accelerate import PartialState
         from thinbert.model.checkpoint import read_checkpoint
-        features = examples()
+        features, settings = examples(), replace(SETTINGS, dropout={dropout})
         model = fresh(read_checkpoint({str(checkpoint.folder)!r}))
-        train(SpanLoss(model), features, plan_of(features, 3), SETTINGS, Path(sys.argv[1]))
+        train(SpanLoss(model), features, plan_of(features, {passes}), settings, Path(sys.argv[1]))
+        Path(sys.argv[1] + f"-{{PartialState().process_index}}").touch()
         """)
     )
+    return script
+
+
+def test_killed_at_any_step(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """kill -9 in the middle; the next process goes on, and ends with the loss of the run that was not killed."""
+    script = script_of(checkpoint, tmp_path, dropout=0.1, passes=3)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, script, killed], env=environment, stdout=subprocess.DEVNULL)
@@ -121,22 +130,7 @@ def test_killed_at_any_step(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 
 def test_two_processes_make_what_one_makes(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import sys
-        from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_train import Settings, SpanLoss, examples, fresh, plan_of, train
-        from thinbert.model.checkpoint import read_checkpoint
-        features = examples()
-        settings = Settings(rate=1e-3, warmup=0.1, dropout=0.0, log_every=4)
-        model = fresh(read_checkpoint({str(checkpoint.folder)!r}))
-        train(SpanLoss(model), features, plan_of(features), settings, Path(sys.argv[1]))
-        from accelerate import PartialState
-        Path(sys.argv[1] + f"-{{PartialState().process_index}}").touch()
-        """)
-    )
+    script = script_of(checkpoint, tmp_path, dropout=0.0, passes=2)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     # what `accelerate launch` runs on a machine without MPI
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -150,6 +144,25 @@ def test_two_processes_make_what_one_makes(checkpoint: Checkpoint, tmp_path: Pat
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
     assert one[-1]["loss"] < one[0]["loss"]
+
+
+def test_zeros_that_are_locked_stay_gone_while_more_are_pruned(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features, pruning = examples(), Pruning(PruneSchedule(0.6, 1, 8, 1, 6, 2))
+    gone = {name: torch.rand_like(m.weight) < 0.3 for name, m in fresh(checkpoint).linears().items()}
+
+    def locked() -> Encoder:
+        model = fresh(checkpoint)
+        model.set_masks({name: ~mask for name, mask in gone.items()})
+        return model
+
+    model = locked()
+    while not train(
+        SpanLoss(model), features, plan_of(features), SETTINGS, tmp_path / "run", pruning=pruning, stop_after=5
+    ):
+        model = locked()
+    assert density(model.masks()) == pytest.approx(0.4, abs=0.01)
+    for name, mask in model.masks().items():
+        assert not (mask & gone[name]).any()
 
 
 def test_parts_of_a_batch_add_up(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thinbert.errors import InputError
 from thinbert.model.tokenizer import Tokenizer, Tokens
 from thinbert.tasks import qa
 from thinbert.tasks.classify import encode
@@ -31,7 +33,7 @@ class Features:
     def __len__(self) -> int:
         return len(self.ends)
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.ends, prepend=0)
 
@@ -74,7 +76,7 @@ def collect(examples: Iterable[tuple[NDArray[np.int32], NDArray[np.int32], Mappi
         for name, value in label.items():
             labels.setdefault(name, []).append(value)
     if not ids:
-        raise ValueError("no examples")
+        raise InputError("no examples to train on")
     return Features(
         np.concatenate(ids),
         np.concatenate(types),
@@ -140,19 +142,17 @@ def squad_features(
     *,
     max_length: int = qa.MAX_LENGTH,
     stride: int = qa.STRIDE,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> Features:
     """Windows of questions, labelled with the first and last token of the first answer, 0 ([CLS]) where a window does
     not hold it whole, and where there is none.
 
     Raises:
-        ValueError: an answer without a place, or whose place does not hold it: training on it would teach nonsense.
+        InputError: an answer without a place, or whose place does not hold it: training on it would teach nonsense.
     """
     contexts: dict[str, Tokens] = {}
 
     def examples() -> Iterable[tuple[NDArray[np.int32], NDArray[np.int32], Mapping[str, int]]]:
-        for done, q in enumerate(questions):
-            progress(done)
+        for q in questions:
             if q.context not in contexts:
                 contexts.clear()  # questions of a context stand together
                 contexts[q.context] = tokenizer(q.context)
@@ -167,7 +167,7 @@ def squad_features(
                 inside = w.offset <= first and last < w.offset + w.count and first >= 0
                 move = w.first - w.offset
                 labels = {"start": first + move, "end": last + move} if inside else {"start": 0, "end": 0}
-                yield w.ids, w.types, {**labels, "first": w.first, "count": w.count}
+                yield w.ids, w.types, labels
 
     return collect(examples())
 
@@ -176,10 +176,10 @@ def _place(q: Question, context: Tokens) -> tuple[int, int]:
     """First and last token of the first answer."""
     start = q.starts[0] if q.starts else None
     if start is None:
-        raise ValueError(f"question {q.id}: its answer has no answer_start; training needs to know where answers are")
+        raise InputError(f"question {q.id}: its answer has no answer_start; training needs to know where answers are")
     end = start + len(q.answers[0])
     if q.context[start:end] != q.answers[0]:
-        raise ValueError(
+        raise InputError(
             f"question {q.id}: the context has {q.context[start:end]!r} at its answer_start, not {q.answers[0]!r}"
         )
     first = int(np.searchsorted(context.ends, start, side="right"))

@@ -160,7 +160,11 @@ def read_recipe(name: str | Path, scale: str = "full", *, changes: Mapping[str, 
             raise InputError(f"{path}: has no scale {scale}; it has full{''.join(', ' + s for s in scales)}")
         raw = _scaled(raw, scales[scale] or {}, f"{path}: scales.{scale}")
     for place, value in (changes or {}).items():
-        raw = _scaled(raw, _nested(place.split("."), yaml.safe_load(value)), f"change {place}")
+        try:
+            change = _nested(place.split("."), yaml.safe_load(value))
+        except yaml.YAMLError as e:
+            raise InputError(f"change {place}: {value!r} is not valid YAML: {e}") from e
+        raw = _scaled(raw, change, f"change {place}")
     try:
         return Recipe.model_validate(raw)
     except ValidationError as e:
@@ -187,9 +191,7 @@ def _read(name: str | Path, path: Path, depth: int = 0) -> dict[str, Any]:
     if depth == _DEEPEST:
         raise InputError(f"{path}: extends more than {_DEEPEST} recipes, one after another")
     below = _read(parent, built_in().get(str(parent), path.parent / str(parent)), depth + 1)
-    if isinstance(raw.get("stages", {}), dict):
-        return _scaled(below, raw, str(path))
-    raise InputError(f"{path}: extends {parent}, so stages maps the names of its stages to what differs in them")
+    return _scaled(below, raw, str(path))
 
 
 def _nested(place: list[str], value: Any) -> dict[str, Any]:
@@ -197,7 +199,13 @@ def _nested(place: list[str], value: Any) -> dict[str, Any]:
 
 
 def _scaled(raw: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    stages = {s["name"]: dict(s) for s in raw.get("stages", []) if isinstance(s, dict) and "name" in s}
+    """A recipe with some of its values changed; `stages` maps the names of stages to what differs in them."""
+    if not isinstance(changes, Mapping) or not isinstance(changes.get("stages") or {}, Mapping):
+        raise InputError(f"{where}: expected fields of the recipe and, under stages, stage name -> fields")
+    listed = raw.get("stages")
+    stages = (
+        {s["name"]: dict(s) for s in listed if isinstance(s, dict) and "name" in s} if isinstance(listed, list) else {}
+    )
     for name, fields in (changes.get("stages") or {}).items():
         if name not in stages:
             near = difflib.get_close_matches(name, stages, n=1)
@@ -205,6 +213,8 @@ def _scaled(raw: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict
         if fields is None:
             del stages[name]
             continue
+        if not isinstance(fields, Mapping):
+            raise InputError(f"{where}: stage {name} is {fields!r}; expected its fields")
         for key, value in fields.items():
             if value is None:
                 stages[name].pop(key, None)

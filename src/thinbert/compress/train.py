@@ -10,7 +10,6 @@ A run's folder:
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from thinbert.compress.data import Batch, Features, batch
+from thinbert.compress.data import Features, batch
 from thinbert.compress.encoder import Encoder
 from thinbert.compress.masks import density, magnitude_masks
 from thinbert.compress.schedule import PruneSchedule, linear_rate, rewinding_rate
@@ -64,19 +63,14 @@ class Pruning:
 
 
 class Objective(nn.Module):
-    """What a batch costs: subclasses say. The encoder is `self.model`; a teacher is kept out of its parameters."""
+    """What a batch costs: the `forward` of a subclass maps a Batch to the sum of its examples' losses.
+
+    The encoder is `self.model`; a teacher is kept out of its parameters.
+    """
 
     def __init__(self, model: Encoder) -> None:
         super().__init__()
         self.model = model
-
-    def weight(self, numbers: NDArray[np.int64], features: Features) -> float:
-        """What the losses of these examples are divided by; one per example unless a subclass counts otherwise."""
-        return float(len(numbers))
-
-    def forward(self, given: Batch) -> Tensor:
-        """The sum, over the batch, of each example's loss."""
-        raise NotImplementedError
 
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -90,8 +84,6 @@ def train(
     out: Path,
     *,
     pruning: Pruning | None = None,
-    evaluate: Callable[[Encoder], Mapping[str, float]] | None = None,
-    evaluate_every: int = 0,
     report: Report = lambda line: None,
     stop_after: int | None = None,
 ) -> bool:
@@ -102,7 +94,6 @@ def train(
 
     Args:
         plan: example numbers of each step's batch (see data.order).
-        evaluate: called every `evaluate_every` steps and at the end; its scores go to the log.
         report: called with each line of the log, for progress bars.
         stop_after: stop, saved, after so many steps in this call.
     Returns:
@@ -123,7 +114,8 @@ def train(
     others = [p for p in objective.parameters() if p.requires_grad and p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.rate, fused=True)
-    step = _resume(out / "state.pt", objective, optimizer, accelerator.device)
+    locked = model.masks()  # what is gone before the first step stays gone, also in a run that is taken up again
+    step = saved = _resume(out / "state.pt", objective, optimizer, accelerator.device)
     prepared, optimizer = accelerator.prepare(objective, optimizer)
     objective.train()
 
@@ -134,12 +126,12 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         set_seed(settings.seed * 1_000_003 + step + accelerator.process_index * 7919)
-        loss, count = _backward(accelerator, prepared, objective, features, plan[step], settings)
+        loss, count = _backward(accelerator, prepared, features, plan[step], settings)
         norm = accelerator.clip_grad_norm_(prepared.parameters(), CLIP)
         if not torch.isfinite(norm):
             raise TrainError(
                 f"step {step}: the loss or its gradient is not finite; lower the learning rate ({settings.rate:g}). "
-                f"The state of step {step - step % settings.save_every} is kept in {out}"
+                f"The state of step {saved} is kept in {out}"
             )
         optimizer.step()
         optimizer.zero_grad()
@@ -147,7 +139,7 @@ def train(
         total += loss
         tokens += count
         if pruning is not None and pruning.schedule.due(step):
-            model.set_masks(new_masks(model, pruning, step))
+            model.set_masks(_new_masks(model, pruning, step, locked))
         last = step == steps or (stop_after is not None and step - first >= stop_after)
         line: dict[str, Any] = {}
         if step % settings.log_every == 0 or last:
@@ -164,18 +156,13 @@ def train(
             if masks := model.masks():
                 line["density"] = round(density(masks), 5)
             total, logged = torch.zeros_like(total), step
-        if evaluate is not None and (step == steps or (evaluate_every and step % evaluate_every == 0)):
-            if accelerator.is_main_process:
-                objective.eval()
-                line = {"step": step, "of": steps, **line, **evaluate(model)}
-                objective.train()
-            accelerator.wait_for_everyone()
         if line and accelerator.is_main_process:
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             report(line)
         if (step % settings.save_every == 0 or last) and accelerator.is_main_process:
-            save(out / "state.pt", objective, optimizer, step)
+            _save(out / "state.pt", objective, optimizer, step)
+            saved = step
         if last:
             break
     accelerator.wait_for_everyone()
@@ -185,7 +172,6 @@ def train(
 def _backward(
     accelerator: Accelerator,
     prepared: nn.Module,
-    objective: Objective,
     features: Features,
     numbers: NDArray[np.int64],
     settings: Settings,
@@ -193,9 +179,8 @@ def _backward(
     """Gradients of the mean loss over the batch; this process's part of that mean, and how many tokens it read.
 
     The batch is dealt out to processes and worked through in parts of `micro_tokens`: both change nothing but the order
-    of additions, because every part is divided by the weight of the whole.
+    of additions, because every part is divided by the number of examples in the whole.
     """
-    weight = objective.weight(numbers, features)
     mine = numbers[accelerator.process_index :: accelerator.num_processes]
     lengths = features.lengths
     parts: list[list[int]] = [[]]
@@ -211,8 +196,8 @@ def _backward(
         with accelerator.no_sync(prepared) if number + 1 < len(parts) else nullcontext():
             # our own, not accelerate's, whose precision is settled once for a whole process
             with torch.autocast(accelerator.device.type, torch.bfloat16):
-                loss = prepared(given) * (own / weight)
-            # gradients are averaged over processes, and the loss was divided by the weight of all of them
+                loss = prepared(given) * (own / len(numbers))
+            # gradients are averaged over processes, and the loss was divided by the examples of all of them
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
         tokens += int(given.lengths.sum()) if part else 0
@@ -229,16 +214,16 @@ def time_steps(objective: Objective, features: Features, plan: Sequence[NDArray[
     for number, batch_numbers in enumerate([plan[0], *plan]):
         if number == 1:
             begun = time.perf_counter()
-        _backward(accelerator, prepared, objective, features, batch_numbers, settings)
+        _backward(accelerator, prepared, features, batch_numbers, settings)
         optimizer.step()
         optimizer.zero_grad()
     return (time.perf_counter() - begun) / len(plan)
 
 
-def new_masks(model: Encoder, pruning: Pruning, step: int) -> dict[str, Tensor]:
+def _new_masks(model: Encoder, pruning: Pruning, step: int, locked: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = {name: linear.weight for name, linear in model.linears().items()}
     sparsity = pruning.schedule.sparsity(step)
-    return magnitude_masks(weights, sparsity, block=pruning.block, scope=pruning.scope)
+    return magnitude_masks(weights, sparsity, block=pruning.block, scope=pruning.scope, locked=locked)
 
 
 def _rate(step: int, steps: int, settings: Settings, pruning: Pruning | None) -> float:
@@ -248,7 +233,7 @@ def _rate(step: int, steps: int, settings: Settings, pruning: Pruning | None) ->
     return linear_rate(step, steps=steps, warmup=warmup)
 
 
-def save(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Raises TrainError where the disk is full or the folder cannot be written; an older state stays."""
     masks = {name: m.mask for name, m in objective.named_modules() if getattr(m, "mask", None) is not None}
     model = {name: p.detach() for name, p in objective.named_parameters()}
@@ -261,7 +246,7 @@ def save(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, ste
 
 
 def _resume(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Puts back what `save` kept, and returns the number of steps done."""
+    """Puts back what `_save` kept, and returns the number of steps done."""
     if not path.exists():
         return 0
     try:
@@ -301,4 +286,3 @@ def pick_threads() -> None:
     from thinbert.runtime.engine import choose_threads
 
     torch.set_num_threads(choose_threads())
-    os.environ.setdefault("OMP_NUM_THREADS", str(choose_threads()))
