@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from thinbert.errors import InputError
 
 MASKED = -1e4  # a logit where there is no token: nothing, and still finite in 16 bits
 
@@ -25,26 +27,23 @@ def soft_logits(student: Tensor, teacher: Tensor, temperature: float, mask: Tens
 
 def layer_map(student: int, teacher: int) -> list[int]:
     """Which of a teacher's `teacher` layers each of `student` layers follows: every k-th, the last by the last
-    (Jiao et al. 2020, g(m) = m N / M). Raises ValueError where N is no multiple of M."""
+    (Jiao et al. 2020, g(m) = m N / M). Raises InputError where N is no multiple of M."""
     if teacher % student:
-        raise ValueError(f"a teacher of {teacher} layers cannot be spread over {student}: not a multiple")
+        raise InputError(f"a teacher of {teacher} layers cannot be spread over {student}: not a multiple")
     return [m * (teacher // student) for m in range(student + 1)]
 
 
-def hidden_states(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor, projection: nn.Module | None
-) -> Tensor:
+def hidden_states(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor) -> Tensor:
     """Mean squared error of mapped hidden states (embeddings first), summed over layers, one value per sequence.
 
     Args:
         student, teacher: [B, L, D] each, one for each embedding and layer; the teacher's already chosen by layer_map.
         mask: [B, L], True where there is a token.
-        projection: from the student's width to the teacher's, where they differ.
     """
     total = torch.zeros(len(mask), device=mask.device)
     counts = mask.sum(1)
     for s, t in zip(student, teacher, strict=True):
-        difference = (projection(s) if projection is not None else s).float() - t.float()
+        difference = s.float() - t.float()
         total = total + (difference.square().mean(-1) * mask).sum(1) / counts
     return total
 
@@ -56,7 +55,7 @@ def attention_scores(student: Sequence[Tensor], teacher: Sequence[Tensor], mask:
     total = torch.zeros(len(mask), device=mask.device)
     for s, t in zip(student, teacher, strict=True):
         if s.shape[1] != t.shape[1]:
-            raise ValueError(f"a student of {s.shape[1]} heads cannot follow {t.shape[1]}")
+            raise InputError(f"a student of {s.shape[1]} heads cannot follow {t.shape[1]}")
         squares = (s.float() - t.float()).square() * pairs
         total = total + squares.sum((1, 2, 3)) / (pairs.sum((1, 2, 3)) * s.shape[1])
     return total

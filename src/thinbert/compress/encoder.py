@@ -23,7 +23,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-HEADS = ("span", "classify", "mlm", "nsp")
 
 
 class Linear(nn.Linear):
@@ -125,7 +124,7 @@ class Encoder(nn.Module):
     """A BERT-family encoder with the heads it is asked for."""
 
     def __init__(self, config: EncoderConfig, heads: Mapping[str, int]) -> None:
-        """heads: of HEADS, with the number of classes for `classify` (anything else: the value is not read)."""
+        """heads: of span, classify, mlm and nsp, with the number of classes for `classify` (else it is not read)."""
         super().__init__()
         D = config.width
         self.config = config

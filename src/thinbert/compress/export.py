@@ -1,4 +1,4 @@
-"""From a trained encoder to model folders: a portable one that transformers reads, and a packed one for the engine."""
+"""From a trained encoder to a portable model folder, which transformers reads and thinbert packs."""
 
 import json
 from collections.abc import Mapping
@@ -7,14 +7,13 @@ from typing import Any
 
 from thinbert.compress.encoder import Encoder, to_tensors
 from thinbert.model.checkpoint import (
-    TOKENIZER_FILES,
     Checkpoint,
+    copy_tokenizer,
     read_checkpoint,
     read_json,
     write_atomic,
     write_safetensors,
 )
-from thinbert.model.pack import pack
 
 # What transformers calls a model with these heads, by family and head.
 _ARCHITECTURES = {
@@ -38,9 +37,7 @@ def write_portable(
     """
     out.mkdir(parents=True, exist_ok=True)
     write_safetensors(out / "model.safetensors", to_tensors(model, heads), {"format": "pt"})
-    for name in TOKENIZER_FILES:
-        if (source.folder / name).is_file():
-            write_atomic(out / name, (source.folder / name).read_bytes())
+    copy_tokenizer(source.folder, out)
     raw = read_json(source.folder / "config.json")
     own = {k: v for k, v in raw.get("thinbert", {}).items() if k == "ffn"} | config.pop("thinbert", {})
     described = {k: v for k, v in raw.items() if k not in ("thinbert", "torch_dtype", "dtype", "architectures")}
@@ -49,10 +46,4 @@ def write_portable(
     if own:
         described["thinbert"] = own
     write_atomic(out / "config.json", (json.dumps(described, indent=2) + "\n").encode())
-    return read_checkpoint(out)
-
-
-def write_packed(portable: Path, out: Path) -> Checkpoint:
-    """The packed form of a portable folder."""
-    pack(read_checkpoint(portable), out)
     return read_checkpoint(out)

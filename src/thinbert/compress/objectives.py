@@ -26,22 +26,24 @@ class Distillation:
     attention: float = 0.0
 
 
-class SpanLoss(Objective):
-    """Question answering: cross entropy of start and end, half each, and the teacher's softened start and end.
+Teacher = Callable[[NDArray[np.int64]], list[NDArray[np.float16]]]  # example numbers -> the logits of each
 
-    Every token of the window may be an end of a span, question and [SEP] too, as in BERT; decoding knows better.
-    """
 
-    def __init__(
-        self,
-        model: Encoder,
-        terms: Distillation | None = None,
-        teacher: Callable[[NDArray[np.int64]], list[NDArray[np.float16]]] | None = None,
-    ) -> None:
-        """teacher: logits [L, 2] of each of some examples, by number."""
+class TaskLoss(Objective):
+    """Labels, a teacher's softened logits, or both; the labels alone where nothing is said."""
+
+    def __init__(self, model: Encoder, terms: Distillation | None = None, teacher: Teacher | None = None) -> None:
         super().__init__(model)
         self._terms = terms or Distillation(hard=1.0, logits=0.0)
         self._teacher = teacher
+
+
+class SpanLoss(TaskLoss):
+    """Question answering: cross entropy of start and end, half each, and the teacher's softened start and end, logits
+    [L, 2] of each example.
+
+    Every token of the window may be an end of a span, question and [SEP] too, as in BERT; decoding knows better.
+    """
 
     def forward(self, given: Batch) -> Tensor:
         logits = self.model.span_logits(self.model(given.ids, given.types, given.lengths)).float()
@@ -64,19 +66,8 @@ class SpanLoss(Objective):
         return total
 
 
-class ClassLoss(Objective):
-    """Classification: cross entropy, and the teacher's softened classes."""
-
-    def __init__(
-        self,
-        model: Encoder,
-        terms: Distillation | None = None,
-        teacher: Callable[[NDArray[np.int64]], list[NDArray[np.float16]]] | None = None,
-    ) -> None:
-        """teacher: logits [classes] of each of some examples, by number."""
-        super().__init__(model)
-        self._terms = terms or Distillation(hard=1.0, logits=0.0)
-        self._teacher = teacher
+class ClassLoss(TaskLoss):
+    """Classification: cross entropy, and the teacher's softened classes, logits [classes] of each example."""
 
     def forward(self, given: Batch) -> Tensor:
         logits = self.model.class_logits(self.model(given.ids, given.types, given.lengths)).float()

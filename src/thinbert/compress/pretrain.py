@@ -136,7 +136,7 @@ class PretrainLoss(Objective):
                 layers = distill.layer_map(len(trace.scores), len(theirs.scores))
                 if self._terms.hidden:
                     states = [theirs.hidden[n] for n in layers]
-                    apart = distill.hidden_states(trace.hidden, states, given.mask, None)
+                    apart = distill.hidden_states(trace.hidden, states, given.mask)
                     total = total + self._terms.hidden * apart.sum()
                 if self._terms.attention:
                     scores = [theirs.scores[n - 1] for n in layers[1:]]

@@ -23,21 +23,24 @@ import thinbert
 from thinbert.compress import data, pretrain
 from thinbert.compress.data import Features
 from thinbert.compress.encoder import Encoder, from_checkpoint
-from thinbert.compress.export import write_packed, write_portable
+from thinbert.compress.export import write_portable
 from thinbert.compress.objectives import ClassLoss, Distillation, SpanLoss
 from thinbert.compress.recipe import SPAN_TASKS, Recipe, Stage
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.train import Objective, Pruning, Report, Settings, pick_threads, time_steps, train
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint, write_atomic
+from thinbert.model.pack import pack
 from thinbert.model.tokenizer import Tokenizer, read_tokenizer
-from thinbert.tasks import classify, glue, metrics
+from thinbert.tasks import classify, glue
+from thinbert.tasks.evaluate import score
+from thinbert.tasks.qa import Reading
 from thinbert.tasks.squad import Dataset, Question, read_packed, read_squad
 
 # Files of each task in the data folder, the first that is there (also packed): to train on, and to measure with.
 FILES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "squad1": (("squad-train-v1.1.json", "train-v1.1.json"), ("squad-dev-v1.1.json", "dev-v1.1.json")),
-    # without its own training set, that of 1.1 with unanswerable pairs made from it
+    # without its own training set, that of 1.1: a stage's `unanswerable` says how many pairs are made from it
     "squad2": (
         ("squad-train-v2.0.json", "train-v2.0.json", "squad-train-v1.1.json", "train-v1.1.json"),
         ("squad-dev-v2.0.json", "dev-v2.0.json"),
@@ -49,6 +52,7 @@ FILES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "qnli": (("qnli-train.tsv", "squad-train-v1.1.json", "train-v1.1.json"), ("qnli-dev.tsv",)),
 }
 _PACKED = ("", ".xz", ".gz")
+_FLOAT_EXAMPLES = 300  # the reference is slow
 _DEV_QUESTIONS = 2000  # of the evaluation at a stage's end at the scales below full
 
 
@@ -332,7 +336,7 @@ def _export(
     }
     folders = [folder / "model"]
     if stage.task != "mlm":
-        write_packed(folder / "model", folder / "packed")
+        pack(written, folder / "packed")
         folders.append(folder / "packed")
     for each in folders:
         write_atomic(each / "training.json", (json.dumps(made, indent=1) + "\n").encode())
@@ -362,27 +366,27 @@ def evaluate(
     limit = None if place.scale == "full" else _DEV_QUESTIONS
     if stage.task in SPAN_TASKS:
         dataset = read_squad(path)
-        scores = squad_scores(int8, dataset, limit)
-        few = squad_scores(exact, dataset, min(300, limit or 300))
-        same = squad_scores(int8, dataset, min(300, limit or 300))
-        return scores | {"int8_less_float_f1": same["f1"] - few["f1"]}
-    examples = glue.read_glue(path, glue.TASKS[stage.task])
-    scores, _ = classify.evaluate(int8, examples, limit=limit)
-    few, _ = classify.evaluate(exact, examples, limit=300)
-    same, _ = classify.evaluate(int8, examples, limit=300)
-    return scores | {"int8_less_float_accuracy": same["accuracy"] - few["accuracy"]}
+        readings = _read(int8, dataset, limit)
+        scores = squad_scores(dataset, readings)
+        exactly = squad_scores(dataset, _read(exact, dataset, _FLOAT_EXAMPLES))
+        same = squad_scores(dataset, readings[:_FLOAT_EXAMPLES])
+        return scores | {"int8_less_float_f1": same["f1"] - exactly["f1"]}
+    data_set = glue.read_glue(path, glue.TASKS[stage.task])
+    scores, predictions = classify.evaluate(int8, data_set, limit=limit)
+    exactly, few = classify.evaluate(exact, data_set, limit=_FLOAT_EXAMPLES)
+    labels = [e.label for e in data_set.examples[: len(few)]]
+    same = glue.score(data_set.task, labels, predictions[: len(few)])
+    return scores | {"int8_less_float_accuracy": same["accuracy"] - exactly["accuracy"]}
 
 
-def squad_scores(model: thinbert.Model, dataset: Dataset, limit: int | None) -> dict[str, float]:
-    """EM and F1 of the first `limit` questions (all where None), by the rules of the data's kind."""
-    questions = dataset.questions[:limit]
-    readings = list(model.read_many((q.question, [q.context]) for q in questions))
+def _read(model: thinbert.Model, dataset: Dataset, limit: int | None) -> list[Reading]:
+    return list(model.read_many((q.question, [q.context]) for q in dataset.questions[:limit]))
+
+
+def squad_scores(dataset: Dataset, readings: list[Reading]) -> dict[str, float]:
+    """Scores of what was read for the first questions of a data set, by the rules of its kind."""
+    questions = dataset.questions[: len(readings)]
     texts = {q.id: r.answers[0].text if r.answers else "" for q, r in zip(questions, readings, strict=True)}
-    golds = [q.gold for q in questions]
-    if not dataset.may_be_unanswerable:
-        official = metrics.score_v1(golds, texts)
-        return {"exact": official["exact_match"], "f1": official["f1"]}
     no_answer = {q.id: r.no_answer for q, r in zip(questions, readings, strict=True)}
-    predictions = {q: "" if no_answer[q] > 0.5 else text for q, text in texts.items()}
-    scores = metrics.score_v2(golds, predictions, no_answer, sweep=texts)
+    scores, _ = score(dataset, texts, no_answer)
     return {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}

@@ -449,6 +449,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata:
     write_atomic(path, save(dict(tensors), dict(metadata)))
 
 
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """The tokenizer files of a model folder, written into another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            write_atomic(out / name, (source / name).read_bytes())
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replaces `path` by `data` in one step; a crash leaves the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from thinbert.errors import ModelError
 from thinbert.model.blocks import INDEX, START, VALUES, to_blocks
 from thinbert.model.checkpoint import (
-    TOKENIZER_FILES,
     Checkpoint,
+    copy_tokenizer,
     read_checkpoint,
     read_json,
     write_atomic,
@@ -66,9 +66,7 @@ def pack(checkpoint: Checkpoint, out: Path) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     write_safetensors(out / "model.safetensors", tensors, {"format": f"thinbert-packed-{PACKED_VERSION}"})
-    for name in TOKENIZER_FILES:
-        if (checkpoint.folder / name).is_file():
-            write_atomic(out / name, (checkpoint.folder / name).read_bytes())
+    copy_tokenizer(checkpoint.folder, out)
     described = _config(read_json(checkpoint.folder / "config.json"), compacted, family)
     # last: a folder without it is no model, so a crash leaves nothing that looks like one
     write_atomic(out / "config.json", (json.dumps(described, indent=2) + "\n").encode())

@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -98,15 +98,7 @@ def _evaluate(
 
     raw = {r["id"]: r["answers"][0]["text"] if r["answers"] else "" for r in answered}
     no_answer = {r["id"]: r["no_answer"] for r in answered}
-    golds = [q.gold for q in questions]
-    scores: dict[str, Any]
-    if data.may_be_unanswerable:
-        predictions = {q: "" if no_answer[q] > threshold else text for q, text in raw.items()}
-        scores = {**metrics.score_v2(golds, predictions, no_answer, sweep=raw), "threshold": threshold}
-    else:
-        predictions = raw
-        official = metrics.score_v1(golds, predictions)
-        scores = {"exact": official["exact_match"], "f1": official["f1"], "total": total}
+    scores, predictions = score(data, raw, no_answer, threshold=threshold)
     scores |= {"answered_now": total - already, "seconds": seconds}
     scores["questions_per_second"] = (total - already) / seconds if total > already else None
 
@@ -115,6 +107,23 @@ def _evaluate(
     _write_json(out / "nbest.json", {r["id"]: r["answers"] for r in answered})
     _write_json(out / "metrics.json", scores)
     return scores
+
+
+def score(
+    data: Dataset, raw: Mapping[str, str], no_answer: Mapping[str, float], *, threshold: float = 0.5
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Scores of the answers to the first questions of a data set, and the predictions that are scored.
+
+    Args:
+        raw: id -> best answer, whatever the probability that there is none.
+        no_answer: id -> that probability; where it is above the threshold, the prediction is "" (SQuAD 2.0 only).
+    """
+    golds = data.golds[: len(raw)]
+    if not data.may_be_unanswerable:
+        official = metrics.score_v1(golds, raw)
+        return {"exact": official["exact_match"], "f1": official["f1"], "total": len(raw)}, dict(raw)
+    predictions = {q: "" if no_answer[q] > threshold else text for q, text in raw.items()}
+    return {**metrics.score_v2(golds, predictions, no_answer, sweep=raw), "threshold": threshold}, predictions
 
 
 def _answer(
