@@ -448,26 +448,7 @@ def _stage_progress() -> "Iterator[Callable[[str], Callable[[Mapping[str, Any]],
 
         yield lines
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[log]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with _bar("{task.fields[log]}") as bar:
 
         def bars(stage: str) -> "Callable[[Mapping[str, Any]], None]":
             task = bar.add_task(stage, total=None, log="")
@@ -630,12 +611,8 @@ def _console() -> Any:
     return Console(highlight=False, markup=False, emoji=False)  # what is printed comes from files
 
 
-@contextmanager
-def _progress(unit: str) -> "Iterator[Progress]":
-    """Progress on standard error with rate and time left: a bar on a terminal, else a line every 10 seconds."""
-    if not sys.stderr.isatty():
-        yield _LineProgress(unit)
-        return
+def _bar(text: str) -> Any:
+    """Bars on standard error: what, how far, a text made of a task's fields, the time taken and left."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -646,15 +623,18 @@ def _progress(unit: str) -> "Iterator[Progress]":
         TimeRemainingColumn,
     )
 
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}, {{task.fields[rate]:.1f}}/s"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(text))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *times, console=Console(stderr=True))
+
+
+@contextmanager
+def _progress(unit: str) -> "Iterator[Progress]":
+    """Progress on standard error with rate and time left: a bar on a terminal, else a line every 10 seconds."""
+    if not sys.stderr.isatty():
+        yield _LineProgress(unit)
+        return
+    with _bar(f"{unit}, {{task.fields[rate]:.1f}}/s") as bar:
         task = bar.add_task("", total=None, rate=0.0)
         rate = _Rate()
         yield lambda done, total: bar.update(task, completed=done, total=total, rate=rate(done))

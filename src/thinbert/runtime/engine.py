@@ -176,26 +176,21 @@ class Engine:
 
     def profile(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> dict[str, float]:
         """Seconds that one pass spends in each of its parts, the mean of all threads."""
-        return self._core.profile(
-            np.ascontiguousarray(token_ids, np.int32),
-            np.ascontiguousarray(token_types, np.int32),
-            np.array(lengths, np.int32),
-        )
+        return self._core.profile(*_inputs(token_ids, token_types, lengths))
 
     def _run(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int], what: int) -> Array:
         if os.getpid() != self._pid:
             raise ModelError("this model was loaded before a fork, and its threads stayed behind; load it in the child")
         try:
-            return np.asarray(
-                self._core.forward(
-                    np.ascontiguousarray(token_ids, np.int32),
-                    np.ascontiguousarray(token_types, np.int32),
-                    np.array(lengths, np.int32),
-                    what,
-                )
-            )
+            return np.asarray(self._core.forward(*_inputs(token_ids, token_types, lengths), what))
         except ValueError as e:
             raise InputError(str(e)) from e
+
+
+def _inputs(token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> tuple[Ints, Ints, Ints]:
+    """As the core wants them: contiguous, and of its own type."""
+    ids, types = (np.ascontiguousarray(a, np.int32) for a in (token_ids, token_types))
+    return ids, types, np.array(lengths, np.int32)
 
 
 def _norm(checkpoint: Checkpoint, stem: str) -> tuple[Array, Array]:
