@@ -37,10 +37,10 @@ bench: $(VENV)/.bench  ## the engine beside its peers, under 20 minutes; with TH
 	$(BIN)/python tools/result_tables.py
 
 bench-all: bench  ## and batches of 32, 6 layers, BERT-large, kernels, the curve of time against tokens
-	$(COMPARE) --models base-dense base-1x4-80 --engines "OpenVINO int8" "ONNX Runtime int8" --batch 32 --tokens 128 --rounds 4 \
+	$(COMPARE) --models base-dense base-1x4-80 --engines "OpenVINO int8" "ONNX Runtime int8" --batch 32 --tokens 128 --rounds 2 \
 		--out bench/results/batch-32.json
 	$(COMPARE) --models distil-1x4-80 distil-unstructured-90 large-1x4-80 --engines "OpenVINO int8" --tokens 128 384 \
-		--out bench/results/sizes.json
+		--rounds 4 --out bench/results/sizes.json
 	$(BIN)/python bench/kernels.py --out bench/results/kernels.json
 	$(BIN)/python bench/curve.py --out bench/results/curve.json --figure docs/curve.svg
 	$(BIN)/python tools/result_tables.py

@@ -106,7 +106,7 @@ struct Scratch {
 };
 
 // Queries, keys or values of all heads and vectors: bytes [head][vector][d][16], a scale (and sum) per token and head. What a
-// query of one head reads stands together: apart by a power of two, it would crowd into a few sets of the L1 cache.
+// query of one head reads stands together: apart by a multiple of 4 KB, it would crowd into a few sets of the L1 cache.
 struct Heads {
   Buffer<int8_t> bytes;
   Buffer<float> scale;
