@@ -349,6 +349,9 @@ def test_scales_must_fit(tmp_path: Path) -> None:
         ({"thinbert": []}, "the thinbert block is list; expected an object"),
         ({"thinbert": {"ffn": [1, 2, 3]}}, r"thinbert.ffn is \[1, 2, 3\]; expected 2 widths from 0 to 256"),
         ({"thinbert": {"no_answer_threshold": 2}}, "no_answer_threshold is 2; expected a probability"),
+        ({"thinbert": {"no_answer_calibration": [1]}}, r"no_answer_calibration is \[1\]; expected \[slope above 0"),
+        ({"thinbert": {"no_answer_calibration": [-1, 0]}}, r"calibration is \[-1, 0\]; expected \[slope above 0"),
+        ({"thinbert": {"no_answer_calibration": "x"}}, "calibration is 'x'; expected"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label is .*; expected class numbers"),
     ],
 )

@@ -103,14 +103,16 @@ def test_ties_go_to_the_earlier_and_shorter_span() -> None:
         assert (spans.starts[0], spans.ends[0]) == (0, 0)
 
 
-def reading(piece: np.ndarray, null: float, context: str, count: int = 1) -> Reading:
+def reading(
+    piece: np.ndarray, null: float, context: str, count: int = 1, calibration: tuple[float, float] = (1, 0)
+) -> Reading:
     """One or several identical windows over a context of one-character tokens."""
     tokens = numbered(len(context))
     window = Window(np.zeros(len(context) + 3, np.int32), np.zeros(len(context) + 3, np.int32), 2, 0, len(context))
     logits = np.full((len(context) + 3, 2), -50, np.float32)
     logits[0] = null / 2
     logits[2:-1] = piece
-    collector = Collector(n_best=100, max_tokens=30, threshold=0.5)
+    collector = Collector(n_best=100, max_tokens=30, threshold=0.5, calibration=calibration)
     for _ in range(count):
         collector.add(logits, window, tokens, 0)
     return collector.close([context])
@@ -139,6 +141,16 @@ def test_more_windows_do_not_move_the_no_answer_probability() -> None:
     one, many = (reading(piece, null=2, context="abcdef", count=n) for n in (1, 50))
     assert one.no_answer == many.no_answer
     assert [a.start for a in one.answers] == [a.start for a in many.answers]
+
+
+def test_calibration_maps_the_odds_and_nothing_else() -> None:
+    piece = np.random.RandomState(1).uniform(-1, 1, (6, 2)).astype(np.float32)
+    plain = reading(piece, null=2, context="abcdef")
+    mapped = reading(piece, null=2, context="abcdef", calibration=(0.5, -1.0))
+    odds = math.log(plain.no_answer / (1 - plain.no_answer))
+    assert mapped.no_answer == pytest.approx(1 / (1 + math.exp(-(0.5 * odds - 1))))
+    assert [(a.start, a.end) for a in plain.answers] == [(a.start, a.end) for a in mapped.answers]
+    assert sum(a.score for a in mapped.answers) + mapped.no_answer == pytest.approx(1)
 
 
 # --- whole texts ------------------------------------------------------------------------------------------------------

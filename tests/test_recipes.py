@@ -11,11 +11,12 @@ import pytest
 import thinbert
 import tiny
 from conftest import Cli
-from thinbert.compress import run
-from thinbert.compress.recipe import Recipe, built_in, read_recipe
+from thinbert.compress import run, sources
+from thinbert.compress.recipe import Place, Recipe, built_in, read_recipe
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import read_checkpoint
 from thinbert.model.sparsity import measure
+from thinbert.tasks.squad import read_squad
 
 PARAGRAPHS = [
     "The mill stands by a river. Anna Voss built it in 1802. It burned down twice. A new wheel came in 1871.",
@@ -65,6 +66,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         articles.append({"title": str(a), "paragraphs": paragraphs})
     for name in ("squad-train-v1.1.json", "squad-dev-v1.1.json"):
         (folder / name).write_text(json.dumps({"version": "1.1", "data": articles}))
+    with_none = {"id": "none", "question": "Who painted the mill?", "answers": [], "is_impossible": True}
+    some = {**articles[0]["paragraphs"][0], "qas": [*articles[0]["paragraphs"][0]["qas"], with_none]}
+    (folder / "squad-dev-v2.0.json").write_text(
+        json.dumps({"version": "v2.0", "data": [{"title": "", "paragraphs": [some]}]})
+    )
     (folder / "text.txt").write_text("\n\n".join("\n".join(PARAGRAPHS[i:] + PARAGRAPHS[:i]) for i in range(4)) * 3)
     sst2 = "".join(f"{text.split('.')[0]}\t{n % 2}\n" for n, text in enumerate(PARAGRAPHS * 4))
     pairs = {"mnli": "sentence1\tsentence2\tgold_label", "qqp": "question1\tquestion2\tis_duplicate"}
@@ -75,6 +81,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows = [f"{q}\t{PARAGRAPHS[p]}\t{labels[n % len(labels)]}" for n, (p, q, _) in enumerate(ASKED * 2)]
             name = "mnli-dev_matched.tsv" if (task, split) == ("mnli", "dev") else f"{task}-{split}.tsv"
             (folder / name).write_text("\n".join([header, *rows]) + "\n")
+    (folder / "mnli-dev_mismatched.tsv").write_text((folder / "mnli-dev_matched.tsv").read_text())
     rows = [f"{q}\t{PARAGRAPHS[p]}\t{('entailment', 'not_entailment')[n % 2]}" for n, (p, q, _) in enumerate(ASKED)]
     (folder / "qnli-dev.tsv").write_text("\n".join(["question\tsentence\tlabel", *rows]) + "\n")
     return folder
@@ -99,9 +106,9 @@ def changes_of(name: str, base: Path) -> dict[str, str]:
     return {"base": str(base)} | {f"stages.{stage}.model": str(base) for stage in models}
 
 
-def place_of(recipe: Recipe, data: Path, out: Path, said: list[str] | None = None) -> run.Place:
+def place_of(recipe: Recipe, data: Path, out: Path, said: list[str] | None = None) -> Place:
     say = (said if said is not None else []).append
-    return run.Place(recipe, "smoke", data, out, say, lambda stage: lambda line: None)
+    return Place(recipe, "smoke", data, out, say, lambda stage: lambda line: None)
 
 
 @pytest.mark.parametrize("name", built_in())
@@ -120,15 +127,58 @@ def test_every_recipe_at_smoke_scale(name: str, data: Path, base: Path, distil_b
             assert density == pytest.approx(1 - stage.prune.sparsity, abs=0.02)
         if stage.lock:
             assert density == pytest.approx(measure(read_checkpoint(before)).linear_density, abs=1e-6)
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        measured = [line for line in lines if line.keys() & {"dev_f1", "dev_accuracy", "mlm_loss"}]
+        assert len(measured) <= stage.evaluations
+        assert measured or lines[-1]["of"] == 1
         if stage.task != "mlm":
             packed = json.loads((folder / "packed" / "training.json").read_text())
             assert packed["stage"] == stage.name
+            assert packed["scores"] == scores[stage.name]
             assert packed["recipe"]["name"] == name
             sizes = {n: (folder / n / "model.safetensors").stat().st_size for n in ("model", "packed")}
             assert sizes["packed"] < sizes["model"] / 2
     again: list[str] = []
     assert run.run(place_of(recipe, data, tmp_path / "run", again)) == scores
     assert all("done before" in line for line in again)
+
+
+def test_no_answer_is_calibrated_on_articles_held_out(data: Path, base: Path, tmp_path: Path) -> None:
+    """The threshold and the fitted odds travel with the model, in both of its forms."""
+    name = "minilm-squad-1x4-80"
+    changes = changes_of(name, base) | {"stages.pruned.passes": "10", "stages.pruned.rate": "1e-3"}
+    recipe = read_recipe(name, "smoke", changes=changes)
+    place = place_of(recipe, data, tmp_path / "run")
+    scores = run.run(place)["pruned"]
+    kept, out = (
+        {
+            q.article
+            for q in sources._of_articles(read_squad(data / "squad-train-v1.1.json").questions, stage, held=held)
+        }
+        for stage, held in ((recipe.stage("pruned"), False), (recipe.stage("pruned"), True))
+    )
+    assert kept | out == set(range(6))
+    assert len(out) == 2
+    assert not kept & out
+    assert any(not q.answers for q in sources.held_out(place, recipe.stage("pruned")))
+    folder = tmp_path / "run" / "seed-0" / "pruned"
+    configs = [read_checkpoint(folder / form).config for form in ("model", "packed")]
+    assert configs[0].no_answer_calibration == configs[1].no_answer_calibration != (1.0, 0.0)
+    assert configs[0].no_answer_threshold == configs[1].no_answer_threshold == scores["no_answer_threshold"]
+    assert {"squad2_HasAns_f1", "squad2_NoAns_f1", "squad2_no_answer_auroc", "held_out_auroc"} <= scores.keys()
+    assert scores["held_out_calibration_error"] < 0.2
+
+
+def test_one_pool_for_all_matrices(data: Path, base: Path, tmp_path: Path) -> None:
+    """Global scope: the share is that of all weights together, and matrices differ."""
+    changes = changes_of("pruning-comparison", base) | {"stages.downstream-1x4-80.prune.scope": "global"}
+    whole = read_recipe("pruning-comparison", "smoke", changes=changes)
+    stages = tuple(s for s in whole.stages if s.name in ("teacher", "downstream-1x4-80"))
+    run.run(place_of(whole.model_copy(update={"stages": stages}), data, tmp_path / "run"))
+    found = measure(read_checkpoint(tmp_path / "run" / "seed-0" / "downstream-1x4-80" / "model"))
+    assert found.linear_density == pytest.approx(0.2, abs=0.01)
+    densities = {round(t.density, 3) for t in found.tensors}
+    assert len(densities) > 3
 
 
 def test_an_exported_model_loads_in_transformers(data: Path, base: Path, tmp_path: Path) -> None:
@@ -271,12 +321,14 @@ def test_command_line(cli: Cli, data: Path, base: Path, tmp_path: Path) -> None:
     assert dry.code == 0
     assert re.search(r"pruned +squad1 +\d+ examples +\d+ steps +\d+ min for each seed, \d+ MB", dry.out)
     assert not (tmp_path / "run").exists()
-    done = cli("compress", name, *rest, "--json")
+    done = cli("compress", name, *rest, "--json", "--tensorboard")
     assert done.code == 0, done.err
+    events = (tmp_path / "run" / "tensorboard" / "pruned").iterdir()
+    assert any(b"dev_f1" in file.read_bytes() for file in events)
     assert {"exact", "f1", "int8_less_float_f1"} <= json.loads(done.out)["pruned"].keys()
-    other = cli("compress", "bert-base-unstructured-90", *rest[:6], f"--set=base={base}")
+    other = cli("compress", name, *rest, "--set=stages.pruned.rate=1e-3", "--set=stages.pruned.distil.hard=1")
     assert other.code == 2
-    assert "holds a run of another recipe or scale" in other.err
+    assert "pruned: holds this stage with other rate, distil; delete it to run it anew" in other.err
     assert "expected KEY=VALUE" in cli("compress", name, *rest, "--set", "base").err
     assert (
         "no squad-train-v1.1.json or train-v1.1.json"

@@ -16,7 +16,7 @@ import torch
 import tiny
 from thinbert.compress.data import Batch, Features, batch, collect, order, squad_features, unanswerable
 from thinbert.compress.encoder import Encoder, from_checkpoint
-from thinbert.compress.masks import density
+from thinbert.compress.masks import density, magnitude_masks
 from thinbert.compress.objectives import Distillation, SpanLoss
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.train import Objective, Pruning, Settings, TrainError, train
@@ -163,6 +163,34 @@ def test_zeros_that_are_locked_stay_gone_while_more_are_pruned(checkpoint: Check
     assert density(model.masks()) == pytest.approx(0.4, abs=0.01)
     for name, mask in model.masks().items():
         assert not (mask & gone[name]).any()
+
+
+def test_all_at_once_is_before_the_first_step(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features, model, whole = examples(), fresh(checkpoint), fresh(checkpoint)
+    pruning = Pruning(PruneSchedule(0.5, 0, 0, 0, 0, 1), block=(1, 4))
+    train(SpanLoss(model), features, plan_of(features), SETTINGS, tmp_path / "run", pruning=pruning)
+    assert log_of(tmp_path / "run")[0]["density"] == pytest.approx(0.5, abs=0.01)
+    weights = {name: linear.weight for name, linear in whole.prunable().items()}
+    for name, mask in magnitude_masks(weights, 0.5, block=(1, 4)).items():
+        assert torch.equal(mask, model.masks()[name])
+
+
+def test_scores_on_the_way_change_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features = examples()
+    plain, scored = fresh(checkpoint), fresh(checkpoint)
+    plan = plan_of(features, 3)
+
+    def evaluate() -> dict[str, float]:
+        scored.eval()
+        return {"dev_f1": torch.rand(()).item()}  # uses the random numbers too
+
+    train(SpanLoss(plain), features, plan, SETTINGS, tmp_path / "plain")
+    train(SpanLoss(scored), features, plan, SETTINGS, tmp_path / "scored", evaluate=evaluate, evaluate_every=6)
+    for a, b in zip(plain.parameters(), scored.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    lines = log_of(tmp_path / "scored")
+    assert [line["step"] for line in lines if "dev_f1" in line] == list(range(6, len(plan), 6))
+    assert all("loss" in line for line in lines)
 
 
 def test_parts_of_a_batch_add_up(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import tiny
 from thinbert.api import Reference
 from thinbert.compress.encoder import Encoder, Trace, from_checkpoint, tensor_names, to_tensors
 from thinbert.compress.export import write_portable
+from thinbert.compress.masks import magnitude_masks
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint
+from thinbert.model.config import parse_config
 from thinbert.model.quantize import dequantize_rows, quantize_rows
 from thinbert.runtime.engine import Engine
 
@@ -158,3 +160,19 @@ def test_encoder_module_names_are_complete(tmp_path: Path) -> None:
     heads = {"span": 0, "classify": 2, "mlm": 0, "nsp": 0}
     model = Encoder(checkpoint.config, heads)
     assert set(tensor_names(checkpoint.config, heads)) == {name for name, _ in model.named_parameters()}
+
+
+def test_the_pooler_is_pruned_where_it_is_pre_trained(tmp_path: Path) -> None:
+    """BERT's pooler is pruned with the layers and stays so for classification; nothing else outside the layers is."""
+    for config, pruned in ((tiny.bert_config(), True), (tiny.distilbert_config(), False)):
+        for heads in ({"span": 0}, {"classify": 2}, {"mlm": 0, "nsp": 0}):
+            model = Encoder(parse_config(config, where="a test"), heads)
+            more = model.prunable().keys() - model.linears().keys()
+            assert more == ({"classify_hidden"} if pruned and "span" not in heads else set())
+    checkpoint = checkpoint_of(tmp_path, tiny.bert_config())
+    model, _ = from_checkpoint(checkpoint, {"mlm": 0, "nsp": 0})
+    model.set_masks(magnitude_masks({name: m.weight for name, m in model.prunable().items()}, 0.5))
+    written = write_portable(model, {"mlm": 0, "nsp": 0}, checkpoint, tmp_path / "sparse")
+    again, _ = from_checkpoint(written, {"classify": 2})
+    assert again.classify_hidden is not None
+    assert float((again.classify_hidden.weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)

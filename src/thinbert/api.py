@@ -197,7 +197,7 @@ class Model:
                 if isinstance(contexts, str):
                     raise InputError("contexts is one string; give a list of texts, or use Model.answer")
                 texts = list(contexts)
-                waiting.append((Collector(n_best, max_answer_tokens, limit), texts))
+                waiting.append((Collector(n_best, max_answer_tokens, limit, self.config.no_answer_calibration), texts))
                 question_tokens = self.tokenizer(question).cut(qa.MAX_QUESTION_TOKENS)
                 yield Job(number, 0, question_tokens, None)
                 for i, context in enumerate(texts):

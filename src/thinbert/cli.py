@@ -363,6 +363,9 @@ def _compress(
         typer.Option("--set", help="KEY=VALUE, such as base=FOLDER or stages.squad.rate=1e-4. May be repeated."),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Show stages, data and steps, with an estimate of time.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option(help="Also write event files for TensorBoard, to OUT/tensorboard.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a thin model: prune, distil, quantise, export and score, as a recipe says."""
@@ -374,7 +377,9 @@ def _compress(
         raise InputError("no data folder; give --data FOLDER, or set THINBERT_DATA")
     run = _train_ring("run")
     with _stage_progress() as report:
-        place = run.Place(
+        if tensorboard:
+            report = run.tensorboard(report, out / "tensorboard")
+        place = module.Place(
             recipe=read, scale=scale, data=data, out=out, say=lambda text: print(text, file=sys.stderr), report=report
         )
         result = run.estimate(place) if dry_run else run.run(place)
@@ -429,6 +434,9 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{max(1, minutes)} min"
 
 
+_SHOWN = ("loss", "density", "dev_f1", "dev_accuracy", "mlm_loss", "tokens_per_second")
+
+
 @contextmanager
 def _stage_progress() -> "Iterator[Callable[[str], Callable[[Mapping[str, Any]], None]]]":
     """Progress of stages on standard error: a bar for each on a terminal, else a line now and then."""
@@ -441,7 +449,7 @@ def _stage_progress() -> "Iterator[Callable[[str], Callable[[Mapping[str, Any]],
                 nonlocal last
                 if time.monotonic() - last >= 10 or log["step"] == log["of"]:
                     last = time.monotonic()
-                    rest = "".join(f", {k} {log[k]:.4g}" for k in ("loss", "density", "tokens_per_second") if k in log)
+                    rest = "".join(f", {k} {log[k]:.4g}" for k in _SHOWN if k in log)
                     print(f"{stage}: {log['step']}/{log['of']}{rest}", file=sys.stderr)
 
             return line
@@ -452,9 +460,11 @@ def _stage_progress() -> "Iterator[Callable[[str], Callable[[Mapping[str, Any]],
 
         def bars(stage: str) -> "Callable[[Mapping[str, Any]], None]":
             task = bar.add_task(stage, total=None, log="")
+            known: dict[str, float] = {}  # scores are rarer than lines, and stay until the next
 
             def line(log: "Mapping[str, Any]") -> None:
-                rest = " ".join(f"{k} {log[k]:.3g}" for k in ("loss", "density") if k in log)
+                known.update({k: log[k] for k in _SHOWN if k in log})
+                rest = " ".join(f"{k} {known[k]:.3g}" for k in _SHOWN if k in known)
                 bar.update(task, completed=log["step"], total=log["of"], log=rest)
 
             return line
@@ -542,6 +552,8 @@ def _print_scores(scores: dict[str, Any]) -> None:
     if "best_exact" in scores:
         table.add_row("best threshold", f"{scores['best_exact']:.2f}", f"{scores['best_f1']:.2f}", "")
     _console().print(table)
+    if "no_answer_auroc" in scores:
+        print(f"no-answer probability: AUROC {scores['no_answer_auroc']:.3f}")
     if scores["questions_per_second"]:
         print(
             f"{scores['answered_now']} questions in {scores['seconds']:.0f} s, "

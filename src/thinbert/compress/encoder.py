@@ -200,8 +200,18 @@ class Encoder(nn.Module):
         return activation(self.classify_hidden(hidden[:, 0]))
 
     def linears(self) -> dict[str, Linear]:
-        """The matrices of the layers by our names, `layers.0.query` and so on: what is pruned and quantised."""
+        """The matrices of the layers by our names, `layers.0.query` and so on: what is quantised."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Linear) and name.startswith("layers.")}
+
+    def prunable(self) -> dict[str, Linear]:
+        """The matrices of the layers and the pooler, where a head stands on it: what masks are made for.
+
+        The pooler is pre-trained with next-sentence prediction and pruned there with the rest (Zafrir et al. 2021), and
+        kept in that pattern for classification. Heads that begin anew with each task are not pruned, nor is
+        DistilBERT's hidden layer, which does so too.
+        """
+        pooler = self.classify_hidden if "pooler" in FAMILIES[self.config.family].classify_hidden else None
+        return self.linears() | ({"classify_hidden": pooler} if pooler is not None else {})
 
     def set_dropout(self, share: float) -> None:
         for layer in self.layers:
@@ -213,13 +223,13 @@ class Encoder(nn.Module):
             linear.quantised = on
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Masks by the names of `linears`; what a mask drops counts as zero from now on."""
-        linears = self.linears()
+        """Masks by the names of `prunable`; what a mask drops counts as zero from now on."""
+        linears = self.prunable()
         for name, mask in masks.items():
             linears[name].mask = mask.to(linears[name].weight.device)
 
     def masks(self) -> dict[str, Tensor]:
-        return {name: linear.mask for name, linear in self.linears().items() if linear.mask is not None}
+        return {name: linear.mask for name, linear in self.prunable().items() if linear.mask is not None}
 
 
 def tensor_names(config: EncoderConfig, heads: Mapping[str, int]) -> dict[str, str]:
@@ -276,7 +286,7 @@ def from_checkpoint(checkpoint: Checkpoint, heads: Mapping[str, int]) -> tuple[E
 def to_tensors(model: Encoder, heads: Mapping[str, int]) -> dict[str, np.ndarray[Any, Any]]:
     """A checkpoint's tensors, float32, masked weights as zeros."""
     state = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    for name, linear in model.linears().items():
+    for name, linear in model.prunable().items():
         state[f"{name}.weight"] = linear.matrix().detach()
     return {
         theirs: np.ascontiguousarray(state[ours].float().cpu().numpy())

@@ -1,7 +1,8 @@
 """Recipes: which model is made, from what, in which stages. A recipe is data; `thinbert compress` carries it out."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ class Prune(Part):
     block: str = Field("1x1", pattern=r"^[1-9]\d?x[1-9]\d?$")
     sparsity: Share
     begin: Share = 0.0
-    policy_end: Share = 0.5  # where the sparsity is reached
+    policy_end: Share = 0.5  # where the sparsity is reached: at once, where it is the beginning
     end: Share = 0.8  # where masks are frozen
     times: int = Field(50, ge=1)  # masks computed anew until policy_end
     scope: Literal["uniform", "global"] = "uniform"
@@ -42,7 +43,7 @@ class Prune(Part):
 
     @model_validator(mode="after")
     def _in_order(self) -> "Prune":
-        if not self.begin < self.policy_end <= self.end:
+        if not self.begin <= self.policy_end <= self.end:
             raise ValueError(f"begin {self.begin}, policy_end {self.policy_end}, end {self.end} are not in this order")
         return self
 
@@ -63,7 +64,7 @@ class Stage(Part):
     task: Literal["mlm", "squad1", "squad2", "sst2", "mnli", "qqp", "qnli"]
     start: str | None = None  # a stage's name, or `base`; the stage before, or the base for the first
     model: str | None = None  # start from this model folder or hub id instead
-    passes: float | None = Field(None, gt=0)  # over the training data, or
+    passes: float | None = Field(None, ge=0)  # over the training data (0: the model as it is), or
     steps: int | None = Field(None, gt=0)  # optimiser steps
     examples: int | None = Field(None, gt=0)  # of a step's batch, or
     tokens: int | None = Field(None, gt=0)  # of a step's batch, with its padding
@@ -80,6 +81,8 @@ class Stage(Part):
     stride: int = Field(128, ge=0)
     part: Share = 1.0  # of the training data: every so many-th article, or document
     unanswerable: Share = 0.0  # share of questions that are also asked of a text without the answer
+    hold_out: float = Field(0.0, ge=0, le=0.5)  # share of articles kept to calibrate the no-answer probability with
+    evaluations: int = Field(4, ge=0)  # on the way, beside the one at the end
 
     @model_validator(mode="after")
     def _whole(self) -> "Stage":
@@ -91,8 +94,9 @@ class Stage(Part):
             raise ValueError("give start or model, one of them")
         if self.rewind and self.prune is None:
             raise ValueError("rewind without prune: there is nothing to rewind with")
-        if self.unanswerable and self.task not in SPAN_TASKS:
-            raise ValueError(f"unanswerable is for {' and '.join(SPAN_TASKS)}")
+        for name in ("unanswerable", "hold_out"):
+            if getattr(self, name) and self.task not in SPAN_TASKS:
+                raise ValueError(f"{name} is for {' and '.join(SPAN_TASKS)}")
         return self
 
 
@@ -101,7 +105,9 @@ class Recipe(Part):
     about: str
     source: str = ""  # paper or model it follows
     base: str  # model folder or hub id
-    corpus: str = ""  # text file of the mlm stages, in the data folder
+    corpus: tuple[
+        str, ...
+    ] = ()  # files of the mlm stages in the data folder: plain text, or SQuAD JSON for its contexts
     seeds: tuple[int, ...] = (0,)
     stages: tuple[Stage, ...] = Field(min_length=1)
 
@@ -129,6 +135,21 @@ class Recipe(Part):
             return stage.start
         number = [s.name for s in self.stages].index(stage.name)
         return self.stages[number - 1].name if number else "base"
+
+
+Report = Callable[[Mapping[str, Any]], None]  # takes a line of a stage's log
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a recipe is carried out, and who hears of it."""
+
+    recipe: Recipe
+    scale: str
+    data: Path  # folder of the data sets
+    out: Path
+    say: Callable[[str], None]
+    report: Callable[[str], Report]  # a stage's name -> what to call with each line of its log
 
 
 def built_in() -> dict[str, Path]:

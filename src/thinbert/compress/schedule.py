@@ -22,8 +22,9 @@ class PruneSchedule:
 
     def sparsity(self, step: int) -> float:
         """s(t) = s_0 + (s_1 - s_0) (1 - (1 - x)^3), x = the share of policy_begin … policy_end that is behind."""
-        span = max(1, self.policy_end - self.policy_begin)
-        done = min(1.0, max(0.0, (step - self.policy_begin) / span))
+        if step >= self.policy_end:
+            return self.target  # also where both are the same step: all at once
+        done = max(0.0, (step - self.policy_begin) / (self.policy_end - self.policy_begin))
         return self.start + (self.target - self.start) * (1 - (1 - done) ** 3)
 
     def due(self, step: int) -> bool:

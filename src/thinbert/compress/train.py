@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from thinbert.compress.data import Features, batch
 from thinbert.compress.encoder import Encoder
 from thinbert.compress.masks import density, magnitude_masks
+from thinbert.compress.recipe import Report
 from thinbert.compress.schedule import PruneSchedule, linear_rate, rewinding_rate
 from thinbert.errors import Error, InputError
 from thinbert.model.checkpoint import write_atomic
@@ -73,9 +74,6 @@ class Objective(nn.Module):
         self.model = model
 
 
-Report = Callable[[Mapping[str, Any]], None]
-
-
 def train(
     objective: Objective,
     features: Features,
@@ -85,6 +83,8 @@ def train(
     *,
     pruning: Pruning | None = None,
     report: Report = lambda line: None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    evaluate_every: int = 0,
     stop_after: int | None = None,
 ) -> bool:
     """Trains through the plan, one optimiser step for each of its batches, going on from `out` where a run was cut off.
@@ -95,6 +95,7 @@ def train(
     Args:
         plan: example numbers of each step's batch (see data.order).
         report: called with each line of the log, for progress bars.
+        evaluate: called every `evaluate_every` steps but the last; what it returns goes into the log.
         stop_after: stop, saved, after so many steps in this call.
     Returns:
         whether the plan is done.
@@ -116,6 +117,8 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=settings.rate, fused=True)
     locked = model.masks()  # what is gone before the first step stays gone, also in a run that is taken up again
     step = saved = _resume(out / "state.pt", objective, optimizer, accelerator.device)
+    if step == 0 and pruning is not None and pruning.schedule.due(0) and pruning.schedule.sparsity(0) > 0:
+        model.set_masks(_new_masks(model, pruning, 0, locked))  # before anything is learnt
     prepared, optimizer = accelerator.prepare(objective, optimizer)
     objective.train()
 
@@ -141,8 +144,9 @@ def train(
         if pruning is not None and pruning.schedule.due(step):
             model.set_masks(_new_masks(model, pruning, step, locked))
         last = step == steps or (stop_after is not None and step - first >= stop_after)
+        due = evaluate is not None and evaluate_every > 0 and step % evaluate_every == 0 and step < steps
         line: dict[str, Any] = {}
-        if step % settings.log_every == 0 or last:
+        if step % settings.log_every == 0 or last or due:
             seconds = time.perf_counter() - begun
             summed = accelerator.reduce(total) / (step - logged)
             line = {
@@ -156,6 +160,11 @@ def train(
             if masks := model.masks():
                 line["density"] = round(density(masks), 5)
             total, logged = torch.zeros_like(total), step
+        if due and evaluate is not None and accelerator.is_main_process:
+            paused = time.perf_counter()
+            line |= evaluate()
+            objective.train()
+            begun += time.perf_counter() - paused
         if line and accelerator.is_main_process:
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
@@ -221,7 +230,7 @@ def time_steps(objective: Objective, features: Features, plan: Sequence[NDArray[
 
 
 def _new_masks(model: Encoder, pruning: Pruning, step: int, locked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    weights = {name: linear.weight for name, linear in model.linears().items()}
+    weights = {name: linear.weight for name, linear in model.prunable().items()}
     sparsity = pruning.schedule.sparsity(step)
     return magnitude_masks(weights, sparsity, block=pruning.block, scope=pruning.scope, locked=locked)
 

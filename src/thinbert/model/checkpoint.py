@@ -262,9 +262,12 @@ def read_checkpoint(
                 raise ModelError(f"{file}: tensor {name} is stored twice")
             tensors[name] = tensor
 
-    has_span = f"{family.span}.weight" in tensors
+    def has(stem: str) -> bool:
+        return f"{stem}.weight" in tensors or f"{stem}.weight{INDEX}" in tensors  # dense, or as blocks
+
+    has_span = has(family.span)
     # a classifier that reads every token (tagging) has no layer before it, and is not ours
-    has_classify = {f"{family.classify_out}.weight", f"{family.classify_hidden}.weight"} <= set(tensors)
+    has_classify = has(family.classify_out) and has(family.classify_hidden)
     expected = dict(expected_shapes(config, family, has_span=has_span, has_classify=has_classify))
     ignored = _check_tensors(tensors, expected, family, folder)
     return Checkpoint(

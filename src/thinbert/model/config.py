@@ -37,7 +37,8 @@ class EncoderConfig:
     norm: str  # one of NORMS; no_norm is an affine map without statistics
     norm_eps: float
     labels: tuple[str, ...]  # of a classification head
-    no_answer_threshold: float | None  # calibrated on held-out data; None when the model never learned to refuse
+    no_answer_threshold: float | None  # fitted on held-out data; None when the model never learned to refuse
+    no_answer_calibration: tuple[float, float]  # slope and offset of the log odds of no answer; 1, 0 leaves them
 
     @property
     def layers(self) -> int:
@@ -112,6 +113,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
         norm_eps=float(eps),
         labels=_labels(raw, where),
         no_answer_threshold=_threshold(own.get("no_answer_threshold"), where),
+        no_answer_calibration=_calibration(own.get("no_answer_calibration"), where),
     )
 
 
@@ -155,3 +157,12 @@ def _threshold(value: object, where: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value <= 1):
         raise ModelError(f"{where}: thinbert.no_answer_threshold is {value!r}; expected a probability from 0 to 1")
     return float(value)
+
+
+def _calibration(value: object, where: str) -> tuple[float, float]:
+    if value is None:
+        return 1.0, 0.0
+    numbers = [v for v in value if type(v) in (int, float) and math.isfinite(v)] if isinstance(value, list) else []
+    if len(numbers) != 2 or len(numbers) != len(value) or numbers[0] <= 0:  # type: ignore[arg-type]
+        raise ModelError(f"{where}: thinbert.no_answer_calibration is {value!r}; expected [slope above 0, offset]")
+    return float(numbers[0]), float(numbers[1])

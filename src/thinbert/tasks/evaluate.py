@@ -28,6 +28,7 @@ from thinbert.api import Model
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
 from thinbert.tasks import metrics
+from thinbert.tasks.calibration import auroc
 from thinbert.tasks.qa import Reading
 from thinbert.tasks.squad import Dataset, Question, read_json_object
 
@@ -123,7 +124,11 @@ def score(
         official = metrics.score_v1(golds, raw)
         return {"exact": official["exact_match"], "f1": official["f1"], "total": len(raw)}, dict(raw)
     predictions = {q: "" if no_answer[q] > threshold else text for q, text in raw.items()}
-    return {**metrics.score_v2(golds, predictions, no_answer, sweep=raw), "threshold": threshold}, predictions
+    scores: dict[str, Any] = metrics.score_v2(golds, predictions, no_answer, sweep=raw)
+    scores["threshold"] = threshold
+    if {"HasAns_total", "NoAns_total"} <= scores.keys():
+        scores["no_answer_auroc"] = auroc([no_answer[g.id] for g in golds], [not g.answers for g in golds])
+    return scores, predictions
 
 
 def _answer(

@@ -121,7 +121,8 @@ class Reading:
 
     `no_answer` compares, inside one window, the null span ([CLS] to [CLS]) with all valid spans; the window surest
     that it holds an answer decides. Comparing inside a window avoids the bias of taking the smallest null score and
-    the best span from different windows, which grows with the length of the text.
+    the best span from different windows, which grows with the length of the text. Its log odds are mapped by the slope
+    and offset that the model was calibrated with, where it was (see tasks/calibration.py).
     """
 
     answers: tuple[Answer, ...]  # best first; no two are the same place
@@ -141,6 +142,7 @@ class Collector:
     n_best: int
     max_tokens: int
     threshold: float
+    calibration: tuple[float, float] = (1.0, 0.0)
     _spans: dict[tuple[int, int, int], float] = field(default_factory=dict)  # (context, start, end) -> score
     _log_total: float = -math.inf
     _log_null_odds: float = math.inf
@@ -161,7 +163,8 @@ class Collector:
     def close(self, contexts: list[str]) -> Reading:
         if not self._spans:
             return Reading((), 1.0, self.threshold)
-        no_answer = _sigmoid(self._log_null_odds)
+        slope, offset = self.calibration
+        no_answer = _sigmoid(slope * self._log_null_odds + offset)
         ranked = sorted(self._spans.items(), key=lambda item: (-item[1], item[0]))[: self.n_best]
         answers = tuple(
             Answer(

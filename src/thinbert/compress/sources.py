@@ -1,0 +1,129 @@
+"""What a stage learns from and is measured with: files of a data folder to examples."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from thinbert.compress import data, pretrain
+from thinbert.compress.data import Features
+from thinbert.compress.recipe import SPAN_TASKS, Place, Stage
+from thinbert.errors import InputError
+from thinbert.model.tokenizer import Tokenizer
+from thinbert.tasks import glue
+from thinbert.tasks.squad import Question, read_packed, read_squad
+
+_SQUAD1 = ("squad-train-v1.1.json", "train-v1.1.json")
+_SQUAD1_DEV = ("squad-dev-v1.1.json", "dev-v1.1.json")
+_SQUAD2_DEV = ("squad-dev-v2.0.json", "dev-v2.0.json")
+# Names that files go by, the first that is there (also packed): to train on,
+TRAINING: Mapping[str, tuple[str, ...]] = {
+    "squad1": _SQUAD1,
+    # without its own training set, that of 1.1: a stage's `unanswerable` says how many pairs are made from it
+    "squad2": ("squad-train-v2.0.json", "train-v2.0.json", *_SQUAD1),
+    "sst2": ("sst2-train.tsv",),
+    "mnli": ("mnli-train.tsv",),
+    "qqp": ("qqp-train.tsv",),
+    # without its own training set, pairs made from SQuAD 1.1
+    "qnli": ("qnli-train.tsv", *_SQUAD1),
+}
+# and to measure with: prefix of the scores -> names. The one without a prefix must be there.
+MEASURED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "squad1": {"": _SQUAD1_DEV, "squad2_": _SQUAD2_DEV},
+    "squad2": {"": _SQUAD2_DEV, "squad1_": _SQUAD1_DEV},
+    "sst2": {"": ("sst2-dev.tsv",)},
+    "mnli": {"": ("mnli-dev_matched.tsv",), "mismatched_": ("mnli-dev_mismatched.tsv",)},
+    "qqp": {"": ("qqp-dev.tsv", "qqp-wang_dev.tsv")},
+    "qnli": {"": ("qnli-dev.tsv",)},
+}
+_PACKED = ("", ".xz", ".gz")
+T = TypeVar("T")
+
+
+def find(folder: Path, names: tuple[str, ...]) -> Path:
+    """The first file that is there, plain or packed."""
+    for name in names:
+        for ending in _PACKED:
+            if (folder / (name + ending)).is_file():
+                return folder / (name + ending)
+    raise InputError(f"{folder}: no {' or '.join(names)} (plain, .xz or .gz); give the folder with --data")
+
+
+def measured(place: Place, stage: Stage) -> dict[str, Path]:
+    """Prefix of scores -> the file they are of; SQuAD 2.0 is left out for models that saw no unanswerable pair."""
+    found = {}
+    for prefix, names in MEASURED[stage.task].items():
+        if prefix == "squad2_" and not stage.unanswerable:
+            continue
+        try:
+            found[prefix] = find(place.data, names)
+        except InputError:
+            if not prefix:
+                raise
+    return found
+
+
+def training(place: Place, stage: Stage, tokenizer: Tokenizer, positions: int) -> Features:
+    """The examples of a stage, in windows of at most `positions` tokens."""
+    max_length = min(stage.max_length, positions)
+    if stage.task == "mlm":
+        return pretrain.pairs(corpus(place, stage)[0], tokenizer, max_length=max_length, seed=0)
+    path = find(place.data, TRAINING[stage.task])
+    if stage.task in SPAN_TASKS:
+        questions = _of_articles(read_squad(path).questions, stage, held=False)
+        made = _made_unanswerable(questions, stage.unanswerable)
+        if made:
+            place.say(f"{stage.name}: {len(made)} unanswerable pairs made from {len(questions)} questions")
+        stride = min(stage.stride, max_length // 2)
+        return data.squad_features([*questions, *made], tokenizer, max_length=max_length, stride=stride)
+    task = glue.TASKS[stage.task]
+    if stage.task == "qnli" and ".json" in path.name:
+        examples: tuple[glue.Example, ...] = glue.qnli_from_squad(read_squad(path).questions)
+        place.say(f"{stage.name}: {len(examples)} QNLI pairs made from {path.name}")
+    else:
+        examples = glue.read_glue(path, task).examples
+    return data.class_features(_part(list(examples), stage.part), tokenizer, max_length=max_length)
+
+
+def held_out(place: Place, stage: Stage) -> list[Question]:
+    """Questions of the articles that `hold_out` keeps from training, and the unanswerable pairs made from them."""
+    questions = _of_articles(read_squad(find(place.data, TRAINING[stage.task])).questions, stage, held=True)
+    return [*questions, *_made_unanswerable(questions, stage.unanswerable)]
+
+
+def corpus(place: Place, stage: Stage) -> tuple[list[str], list[str]]:
+    """Documents of the recipe's corpus to train on, those of each of its files spread evenly, and ones held out.
+
+    A file is plain text with empty lines between documents, or SQuAD JSON, whose articles are documents."""
+    fit: list[str] = []
+    held: list[str] = []
+    for name in place.recipe.corpus:
+        path = find(place.data, (name,))
+        if ".json" in path.name:
+            articles: dict[int, dict[str, None]] = {}  # the contexts of each, in order, once
+            for q in read_squad(path).questions:
+                articles.setdefault(q.article, {})[q.context] = None
+            documents = ["\n".join(contexts) for contexts in articles.values()]
+        else:
+            documents = pretrain.documents(read_packed(path).decode(errors="replace"))
+        some, rest = pretrain.split(documents)
+        fit += _part(some, stage.part)
+        held += rest
+    return fit, held
+
+
+def _part(items: list[T], share: float) -> list[T]:
+    """Every so many-th, evenly spread."""
+    return [item for n, item in enumerate(items) if int((n + 1) * share) > int(n * share)]
+
+
+def _of_articles(questions: tuple[Question, ...], stage: Stage, *, held: bool) -> list[Question]:
+    """Questions of the articles that are held out, or of those trained on; both are spread over the file."""
+    articles = sorted({q.article for q in questions})
+    share = stage.hold_out
+    out = {a for n, a in enumerate(articles) if int(n * share + 0.5) > int((n - 1) * share + 0.5)}
+    kept = out if held else set(_part([a for a in articles if a not in out], stage.part))
+    return [q for q in questions if q.article in kept]
+
+
+def _made_unanswerable(questions: list[Question], share: float) -> list[Question]:
+    return data.unanswerable(questions, share=share, seed=0) if share else []
