@@ -166,6 +166,12 @@ def test_evaluate_writes_everything(cli: Cli, tmp_path: Path, data: Path, tiny_f
             assert CONTEXTS[i % 2][a["start"] : a["end"]] == a["text"]
     official = json.loads(cli("score", data, out / "predictions.json").out)
     assert official == {"exact_match": scores["exact"], "f1": scores["f1"]}
+    each = read(out / "per_question.json")["scores"]
+    assert list(each) == list(predictions)
+    for place, name in enumerate(("exact", "f1")):
+        assert sum(one[place] for one in each.values()) / 6 == pytest.approx(scores[name])
+        low, high = scores[f"{name}_interval"]
+        assert low <= scores[name] <= high
     run = read(out / "run.json")
     assert run["settings"]["max_length"] == 64
     assert run["thinbert"]

@@ -197,7 +197,7 @@ def _evaluate_classes(
 ) -> None:
     from thinbert.errors import InputError
     from thinbert.model.checkpoint import write_atomic
-    from thinbert.tasks import classify, glue
+    from thinbert.tasks import bootstrap, classify, glue
 
     if task not in glue.TASKS:
         raise InputError(f"task {task!r}; thinbert evaluates squad, {', '.join(glue.TASKS)}")
@@ -211,6 +211,8 @@ def _evaluate_classes(
         out.mkdir(parents=True, exist_ok=True)
         for name, value in (("predictions.json", names), ("metrics.json", scores), ("run.json", what)):
             write_atomic(out / name, (json.dumps(value, indent=1) + "\n").encode())
+        right = [100.0 * (e.label == p) for e, p in zip(dataset.examples, predictions, strict=False)]
+        bootstrap.write_per_question(out, ("accuracy",), {str(n): [value] for n, value in enumerate(right)})
     except OSError as e:
         raise InputError(f"{out}: cannot be written: {e.strerror or e}") from e
     if as_json:
@@ -218,6 +220,37 @@ def _evaluate_classes(
         return
     shown = "  ".join(f"{name} {value:.2f}" for name, value in scores.items() if name != "total")
     print(f"{task}: {shown}, {scores['total']} texts; predictions and metrics in {out}")
+
+
+@app.command("compare")
+def _compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of `thinbert evaluate`: the first, then those set beside it.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Set evaluations of the same questions side by side: differences with 95 % intervals (paired bootstrap)."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from thinbert.errors import InputError
+    from thinbert.tasks.bootstrap import compare
+
+    if len(runs) < 2:
+        raise InputError("compare needs two folders of evaluations or more")
+    found = {str(run): compare(runs[0], run) for run in runs[1:]}
+    if as_json:
+        _print_json({run: [asdict(d) | {"difference": d.difference} for d in each] for run, each in found.items()})
+        return
+    table = Table("", "metric", str(runs[0]), "here", "difference", "95 %", "p", box=None, header_style="bold")
+    for run, each in found.items():
+        for d in each:
+            around = f"{d.low:+.2f} to {d.high:+.2f}"
+            numbers = (f"{d.base:.2f}", f"{d.other:.2f}", f"{d.difference:+.2f}", around, f"{d.p:.3f}")
+            table.add_row(Text(run), d.metric, *numbers)
+    _console().print(table)
 
 
 @app.command("score")
@@ -549,6 +582,10 @@ def _print_scores(scores: dict[str, Any]) -> None:
         if f"{prefix}exact" in scores:
             numbers = (f"{scores[f'{prefix}exact']:.2f}", f"{scores[f'{prefix}f1']:.2f}", str(scores[f"{prefix}total"]))
             table.add_row(title, *numbers)
+            if not prefix:
+                table.add_row(
+                    "95 %", *(" to ".join(f"{v:.2f}" for v in scores[f"{n}_interval"]) for n in ("exact", "f1"))
+                )
     if "best_exact" in scores:
         table.add_row("best threshold", f"{scores['best_exact']:.2f}", f"{scores['best_f1']:.2f}", "")
     _console().print(table)

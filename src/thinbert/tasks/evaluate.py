@@ -7,7 +7,8 @@ The folder it writes:
     predictions.json      id -> answer, "" for none: the official form
     no_answer.json        id -> probability that there is no answer
     nbest.json            id -> best answers with place and probability
-    metrics.json          the scores
+    per_question.json     exact match and F1 of each question, for `thinbert compare`
+    metrics.json          the scores, with 95 % intervals of exact match and F1 (bootstrap over questions)
 """
 
 import fcntl
@@ -27,7 +28,7 @@ from thinbert._core import cpu_features
 from thinbert.api import Model
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
-from thinbert.tasks import metrics
+from thinbert.tasks import bootstrap, metrics
 from thinbert.tasks.calibration import auroc
 from thinbert.tasks.qa import Reading
 from thinbert.tasks.squad import Dataset, Question, read_json_object
@@ -100,12 +101,16 @@ def _evaluate(
     raw = {r["id"]: r["answers"][0]["text"] if r["answers"] else "" for r in answered}
     no_answer = {r["id"]: r["no_answer"] for r in answered}
     scores, predictions = score(data, raw, no_answer, threshold=threshold)
+    each = metrics.per_question(data.golds[:total], predictions, may_be_unanswerable=data.may_be_unanswerable)
+    for place, name in enumerate(("exact", "f1")):
+        scores[f"{name}_interval"] = bootstrap.interval([one[place] for one in each.values()])
     scores |= {"answered_now": total - already, "seconds": seconds}
     scores["questions_per_second"] = (total - already) / seconds if total > already else None
 
     _write_json(out / "predictions.json", predictions)
     _write_json(out / "no_answer.json", no_answer)
     _write_json(out / "nbest.json", {r["id"]: r["answers"] for r in answered})
+    bootstrap.write_per_question(out, ("exact", "f1"), each)
     _write_json(out / "metrics.json", scores)
     return scores
 

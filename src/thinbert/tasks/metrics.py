@@ -117,6 +117,23 @@ def score_v2(
     return result
 
 
+def per_question(
+    golds: Sequence[Gold], predictions: Mapping[str, str], *, may_be_unanswerable: bool
+) -> dict[str, tuple[float, float]]:
+    """Exact match and F1 of each predicted question, in percent, by the rules of SQuAD 2.0 or 1.1: what the totals are
+    means of."""
+    if may_be_unanswerable:
+        exact, f1 = _raw_scores(golds, predictions)
+        return {q: (100 * exact[q], 100 * f1[q]) for q in exact}
+    return {
+        gold.id: (
+            100.0 * max(exact_match(predictions[gold.id], a) for a in gold.answers),
+            100.0 * max(f1_v1(predictions[gold.id], a) for a in gold.answers),
+        )
+        for gold in golds
+    }
+
+
 def _raw_scores(golds: Sequence[Gold], predictions: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:
     exact: dict[str, float] = {}
     f1: dict[str, float] = {}
