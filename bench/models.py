@@ -110,9 +110,9 @@ def as_float(model: str) -> Path:
     """A model's weights as a float32 folder that other libraries read."""
     from thinbert.model.checkpoint import read_checkpoint
 
-    folder = WORK / f"{Path(model).name}-float32"
+    source = read_checkpoint(model)
+    folder = WORK / f"{Path(model).name}-{source.sha256()[:8]}-float32"
     if not (folder / "config.json").exists():
-        source = read_checkpoint(model)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({n: source.array(n) for n in source.shapes}, folder / "model.safetensors")
         (folder / "tokenizer.json").write_bytes((source.folder / "tokenizer.json").read_bytes())

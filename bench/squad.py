@@ -31,15 +31,14 @@ PEERS = ("OpenVINO int8", "OpenVINO bf16", "ONNX Runtime int8", "ONNX Runtime f3
 class Padded:
     """A peer as a thinbert runtime: window by window, padded."""
 
-    def __init__(self, engine: Any, bucketed: bool) -> None:
-        self._engine, self._bucketed = engine, bucketed
+    def __init__(self, engine: Any, how: str) -> None:
+        self._engine, self._step = engine, {"padded": MAX_LENGTH, "bucketed": BUCKET, "exact": 1}[how]
 
     def span_logits(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
         out, start = [], 0
         for n in lengths:
             at = slice(start, start + n)
-            pad_to = -(-n // BUCKET) * BUCKET if self._bucketed else MAX_LENGTH
-            out.append(self._engine.forward(ids[None, at], types[None, at], pad_to)[0])
+            out.append(self._engine.forward(ids[None, at], types[None, at], -(-n // self._step) * self._step)[0])
             start += n
         return np.concatenate(out)
 
@@ -72,9 +71,7 @@ def worker(args: argparse.Namespace) -> None:
     model = thinbert.load(args.model, threads=args.threads)
     if name != OURS:
         file, precision, _ = ENGINES[name]
-        model.runtime = Padded(
-            importlib.import_module(file).Engine(args.folder, args.threads, precision), how == "bucketed"
-        )
+        model.runtime = Padded(importlib.import_module(file).Engine(args.folder, args.threads, precision), how)
     questions = read_squad(args.data).questions[: args.questions]
     pairs = [(q.question, [q.context]) for q in questions]
     list(model.read_many(pairs))  # compiles every length and warms up

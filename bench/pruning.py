@@ -1,0 +1,96 @@
+"""The rows of a pruning comparison side by side: scores, intervals, size, and time for a question. See README.md.
+
+    thinbert compress pruning-comparison --data DATA --out RUN
+    python bench/pruning.py RUN DATA/squad-dev-v1.1.json.xz [--base dense] [--questions 300] [--rounds 5] [--out FILE.json]
+
+Every stage of the recipe that answers questions is a row: its packed model answers all of SQuAD 1.1 dev (kept in
+RUN/evaluated), differences to the base row are paired by question. Then all rows and OpenVINO int8 of the base row
+answer the same questions in turns, each in a process of its own; OpenVINO is compiled for each length of a window.
+The last line of the output is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from compare import OURS, Worker, report
+from models import as_float
+from squad import calibrate
+
+HERE = Path(__file__).parent
+PEER = "OpenVINO int8, exact"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--base", default="dense", help="the row that others are compared with, and that OpenVINO runs")
+    parser.add_argument("--questions", type=int, default=300, help="to be timed")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    import thinbert
+    from thinbert.tasks.bootstrap import compare
+    from thinbert.tasks.evaluate import Settings, evaluate
+    from thinbert.tasks.qa import MAX_ANSWER_TOKENS, MAX_LENGTH, N_BEST, STRIDE
+    from thinbert.tasks.squad import read_squad
+
+    recipe = json.loads((args.run / "recipe.json").read_text())
+    seed = args.run / f"seed-{recipe['seeds'][0]}"
+    names = [s["name"] for s in recipe["stages"] if s["task"].startswith("squad")]
+    names = [name for name in names if (seed / name / "scores.json").exists()]
+    names.sort(key=lambda name: name != args.base)  # it comes first: the others are compared with it
+    dataset = read_squad(args.data)
+    settings = Settings(MAX_ANSWER_TOKENS, MAX_LENGTH, STRIDE, N_BEST, "int8")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        packed, evaluated = seed / name / "packed", args.run / "evaluated" / name
+        scores = evaluate(thinbert.load(str(packed), threads=args.threads), dataset, evaluated, settings)
+        row = {key: scores[key] for key in ("exact", "f1", "exact_interval", "f1_interval")}
+        difference = compare(args.run / "evaluated" / args.base, evaluated)[1]
+        row |= {"f1_difference": difference.difference, "f1_difference_interval": [difference.low, difference.high]}
+        row["mb"] = sum(f.stat().st_size for f in packed.iterdir() if f.suffix == ".safetensors") / 1e6
+        row["int8_less_float_f1"] = json.loads((seed / name / "scores.json").read_text())["int8_less_float_f1"]
+        rows[name] = row
+        print(f"{name}: EM {row['exact']:.2f}, F1 {row['f1']:.2f}", flush=True)
+
+    base = str(seed / args.base / "packed")
+    folder = as_float(base)
+    calibrate(base, dataset.questions[-200:], folder)
+    rest = ["--folder", str(folder), "--questions", str(args.questions), "--threads", str(args.threads)]
+    models = {name: (OURS, str(seed / name / "packed")) for name in names} | {PEER: (PEER, base)}
+    workers = {
+        name: Worker(
+            name, [str(HERE / "squad.py"), str(args.data), "--worker", engine, "--model", model, *rest], args.threads
+        )
+        for name, (engine, model) in models.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(args.rounds):
+        for name, w in workers.items():
+            times[name].append(1e3 * w.ask()["seconds"] / args.questions)
+    for w in workers.values():
+        w.close()
+    median = {name: statistics.median(values) for name, values in times.items()}
+    print(f"\n{PEER}, of {args.base}: {median[PEER]:.2f} ms a question\n")
+    print("| row | EM | F1 (95 %) | to dense (95 %) | int8 − float | MB | ms a question | OpenVINO int8 / ours |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        row |= {"ms_per_question": median[name], "openvino_over_it": median[PEER] / median[name]}
+        around, apart = row["f1_interval"], row["f1_difference_interval"]
+        print(
+            f"| {name} | {row['exact']:.2f} | {row['f1']:.2f} ({around[0]:.1f} to {around[1]:.1f}) | "
+            f"{row['f1_difference']:+.2f} ({apart[0]:+.1f} to {apart[1]:+.1f}) | {row['int8_less_float_f1']:+.2f} | "
+            f"{row['mb']:.1f} | {row['ms_per_question']:.2f} | {row['openvino_over_it']:.2f}x |"
+        )
+    report(args.out, args.threads, questions=args.questions, base=args.base, openvino_ms=median[PEER], rows=rows)
+
+
+if __name__ == "__main__":
+    main()
