@@ -1,7 +1,7 @@
 """The rows of a pruning comparison side by side: scores, intervals, size, and time for a question. See README.md.
 
     thinbert compress pruning-comparison --data DATA --out RUN
-    python bench/pruning.py RUN DATA/squad-dev-v1.1.json.xz [--base dense] [--questions 300] [--rounds 5] [--out FILE.json]
+    python bench/pruning.py RUN DATA/squad-dev-v1.1.json.xz [--base dense] [--questions 300] [--rounds 5] [--out FILE]
 
 Every stage of the recipe that answers questions is a row: its packed model answers all of SQuAD 1.1 dev (kept in
 RUN/evaluated), differences to the base row are paired by question. Then all rows and OpenVINO int8 of the base row

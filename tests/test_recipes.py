@@ -169,6 +169,18 @@ def test_no_answer_is_calibrated_on_articles_held_out(data: Path, base: Path, tm
     assert scores["held_out_calibration_error"] < 0.2
 
 
+def test_states_of_another_width_are_refused(data: Path, base: Path, tmp_path: Path) -> None:
+    config = tiny.bert_config(hidden_size=64, num_attention_heads=4)
+    other = tiny.write_model(tmp_path / "narrow", config, tiny.bert_tensors(config))
+    changes = changes_of("minilm-squad-1x4-80", base) | {
+        "stages.pruned.distil.hidden": "1",
+        "stages.pruned.distil.states": str(other),
+    }
+    recipe = read_recipe("minilm-squad-1x4-80", "smoke", changes=changes)
+    with pytest.raises(InputError, match="pruned: the hidden states of .*narrow have 64 features and ours 128; name ano"):
+        run.run(place_of(recipe, data, tmp_path / "run"))
+
+
 def test_one_pool_for_all_matrices(data: Path, base: Path, tmp_path: Path) -> None:
     """Global scope: the share is that of all weights together, and matrices differ."""
     changes = changes_of("pruning-comparison", base) | {"stages.downstream-1x4-80.prune.scope": "global"}
@@ -234,6 +246,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"stages": [{"name": "a", "task": "mlm", "passes": 1, "tokens": 9, "rate": 1}]},
         "a stage of the task mlm needs a corpus",
+    ),
+    (
+        {
+            "corpus": ["x"],
+            "stages": [
+                {
+                    "name": "a",
+                    "task": "mlm",
+                    "passes": 1,
+                    "tokens": 9,
+                    "rate": 1,
+                    "distil": {"teacher": "b", "states": "c"},
+                }
+            ],
+        },
+        "distil.states is for tasks",
     ),
     ({"stages": []}, "stages: .*at least 1 item"),
     ({"scales": {"tiny": {}}}, "scales has tiny; expected small and smoke"),

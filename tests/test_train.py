@@ -17,7 +17,7 @@ import tiny
 from thinbert.compress.data import Batch, Features, batch, collect, order, squad_features, unanswerable
 from thinbert.compress.encoder import Encoder, from_checkpoint
 from thinbert.compress.masks import density, magnitude_masks
-from thinbert.compress.objectives import Distillation, SpanLoss
+from thinbert.compress.objectives import Distillation, Follower, SpanLoss
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.train import Objective, Pruning, Settings, TrainError, train
 from thinbert.errors import InputError
@@ -270,6 +270,25 @@ def test_a_teacher_is_followed(checkpoint: Checkpoint, tmp_path: Path) -> None:
             ~given.mask[..., None], -1e4
         )
     assert (logits.argmax(1) == torch.stack([given.labels["start"], given.labels["end"]], 1)).float().mean() > 0.9
+
+
+def test_states_are_followed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A pruned student drawn to the hidden states and attention of the model it was comes closer to them."""
+    features, dense, student = examples(100), fresh(checkpoint), fresh(checkpoint)
+    terms = Distillation(hard=0, logits=0, hidden=1, attention=0.1)
+    objective = SpanLoss(student, terms, states=Follower(dense, terms))
+    assert len(list(objective.parameters())) == len(list(student.parameters()))  # the teacher's are not trained
+    given = batch(features, np.arange(20))
+    with torch.no_grad():
+        assert objective(given).item() == pytest.approx(0, abs=1e-6)
+    before = {name: p.clone() for name, p in dense.named_parameters()}
+    pruning = Pruning(PruneSchedule(0.5, 0, 0, 0, 0, 1))
+    settings = Settings(rate=1e-3, warmup=0.1, dropout=0.0, log_every=5)
+    train(objective, features, plan_of(features, 10), settings, tmp_path / "run", pruning=pruning)
+    lines = log_of(tmp_path / "run")
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    for name, p in dense.named_parameters():
+        assert torch.equal(p, before[name])
 
 
 def test_batches_hold_every_example_once_and_few_pad() -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from thinbert.compress import distill
 from thinbert.compress.data import Batch
-from thinbert.compress.encoder import Encoder
+from thinbert.compress.encoder import Encoder, Trace
 from thinbert.compress.train import Objective
 
 
@@ -29,13 +29,60 @@ class Distillation:
 Teacher = Callable[[NDArray[np.int64]], list[NDArray[np.float16]]]  # example numbers -> the logits of each
 
 
-class TaskLoss(Objective):
-    """Labels, a teacher's softened logits, or both; the labels alone where nothing is said."""
+class Follower:
+    """What hidden states and attention scores cost that are not a teacher's, a torch encoder that reads the same."""
 
-    def __init__(self, model: Encoder, terms: Distillation | None = None, teacher: Teacher | None = None) -> None:
+    def __init__(self, teacher: Encoder, terms: Distillation) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self._terms = terms
+
+    def read(self, ids: Tensor, given: Batch) -> tuple[Tensor, Trace]:
+        """The teacher's last hidden states, and what it went through."""
+        trace = Trace()
+        with torch.no_grad():
+            return self.teacher.to(ids.device)(ids, given.types, given.lengths, trace=trace), trace
+
+    def loss(self, ours: Trace, theirs: Trace, mask: Tensor) -> Tensor:
+        """Summed over the batch."""
+        layers = distill.layer_map(len(ours.scores), len(theirs.scores))
+        total = torch.zeros((), device=mask.device)
+        if self._terms.hidden:
+            apart = distill.hidden_states(ours.hidden, [theirs.hidden[n] for n in layers], mask)
+            total = total + self._terms.hidden * apart.sum()
+        if self._terms.attention:
+            apart = distill.attention_scores(ours.scores, [theirs.scores[n - 1] for n in layers[1:]], mask)
+            total = total + self._terms.attention * apart.sum()
+        return total
+
+
+class TaskLoss(Objective):
+    """Labels, a teacher's softened logits, its hidden states and attention, or several of them; the labels alone where
+    nothing is said.
+
+    Args:
+        teacher: known logits.
+        states: what follows a teacher's states, which may be another's than the logits'.
+    """
+
+    def __init__(
+        self,
+        model: Encoder,
+        terms: Distillation | None = None,
+        teacher: Teacher | None = None,
+        states: Follower | None = None,
+    ) -> None:
         super().__init__(model)
         self._terms = terms or Distillation(hard=1.0, logits=0.0)
         self._teacher = teacher
+        self._states = states
+
+    def encode(self, given: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states, and what it costs that they are not the teacher's."""
+        if self._states is None:
+            return self.model(given.ids, given.types, given.lengths), torch.zeros((), device=given.ids.device)
+        ours = Trace()
+        hidden = self.model(given.ids, given.types, given.lengths, trace=ours)
+        return hidden, self._states.loss(ours, self._states.read(given.ids, given)[1], given.mask)
 
 
 class SpanLoss(TaskLoss):
@@ -46,10 +93,10 @@ class SpanLoss(TaskLoss):
     """
 
     def forward(self, given: Batch) -> Tensor:
-        logits = self.model.span_logits(self.model(given.ids, given.types, given.lengths)).float()
+        hidden, total = self.encode(given)
+        logits = self.model.span_logits(hidden).float()
         mask = given.mask
         masked = logits.masked_fill(~mask[..., None], distill.MASKED)
-        total = torch.zeros((), device=logits.device)
         if self._terms.hard:
             for which, name in enumerate(("start", "end")):
                 total = total + self._terms.hard / 2 * F.cross_entropy(
@@ -70,8 +117,8 @@ class ClassLoss(TaskLoss):
     """Classification: cross entropy, and the teacher's softened classes, logits [classes] of each example."""
 
     def forward(self, given: Batch) -> Tensor:
-        logits = self.model.class_logits(self.model(given.ids, given.types, given.lengths)).float()
-        total = torch.zeros((), device=logits.device)
+        hidden, total = self.encode(given)
+        logits = self.model.class_logits(hidden).float()
         if self._terms.hard:
             total = total + self._terms.hard * F.cross_entropy(logits, given.labels["class"], reduction="sum")
         if self._terms.logits:

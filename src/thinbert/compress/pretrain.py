@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from thinbert.compress import distill
 from thinbert.compress.data import Batch, Features, collect
 from thinbert.compress.encoder import Encoder, Trace
-from thinbert.compress.objectives import Distillation
+from thinbert.compress.objectives import Distillation, Follower
 from thinbert.compress.train import Objective
 from thinbert.model.tokenizer import Tokenizer
 from thinbert.tasks.glue import sentences
@@ -102,18 +102,18 @@ class PretrainLoss(Objective):
         tokenizer: Tokenizer,
         features: Features,
         terms: Distillation,
-        teacher: Encoder | None = None,
+        states: Follower | None = None,
     ) -> None:
         super().__init__(model)
         self._mask, self._special = tokenizer.mask, (tokenizer.cls, tokenizer.sep)
         self._terms = terms
-        self._teachers = (teacher,) if teacher is not None else ()  # in a tuple, so that they are not our parameters
+        self._states = states
         # masked tokens of a sequence on average: what the sum over a sequence is divided by, the same in every batch
         self._each = max(1.0, MASKING * float(features.lengths.mean()))
 
     def forward(self, given: Batch) -> Tensor:
         ids, chosen = self.hide(given)
-        trace = Trace() if self._teachers and (self._terms.hidden or self._terms.attention) else None
+        trace = Trace() if self._states and (self._terms.hidden or self._terms.attention) else None
         hidden = self.model(ids, given.types, given.lengths, trace=trace)
         logits = self.model.mlm_logits(hidden[chosen]).float()
         total = torch.zeros((), device=logits.device)
@@ -121,27 +121,17 @@ class PretrainLoss(Objective):
             guessed = F.cross_entropy(logits, given.ids[chosen], reduction="sum") / self._each
             follows = F.cross_entropy(self.model.nsp_logits(hidden).float(), given.labels["other"], reduction="sum")
             total = total + self._terms.hard * (guessed + follows)
-        for teacher in self._teachers:
-            theirs = Trace() if trace is not None else None
-            with torch.no_grad():
-                seen = teacher(ids, given.types, given.lengths, trace=theirs)
-                wanted = teacher.mlm_logits(seen[chosen]).float() if self._terms.logits else None
-                other = teacher.nsp_logits(seen).float() if self._terms.logits else None
-            if wanted is not None and other is not None:
-                T = self._terms.temperature
+        if self._states is not None:
+            seen, theirs = self._states.read(ids, given)
+            if self._terms.logits:
+                teacher, T = self._states.teacher, self._terms.temperature
+                with torch.no_grad():
+                    wanted, other = teacher.mlm_logits(seen[chosen]).float(), teacher.nsp_logits(seen).float()
                 follow = distill.soft_logits(logits, wanted, T).sum() / self._each
                 follow = follow + distill.soft_logits(self.model.nsp_logits(hidden), other, T).sum()
                 total = total + self._terms.logits * follow
-            if trace is not None and theirs is not None:
-                layers = distill.layer_map(len(trace.scores), len(theirs.scores))
-                if self._terms.hidden:
-                    states = [theirs.hidden[n] for n in layers]
-                    apart = distill.hidden_states(trace.hidden, states, given.mask)
-                    total = total + self._terms.hidden * apart.sum()
-                if self._terms.attention:
-                    scores = [theirs.scores[n - 1] for n in layers[1:]]
-                    apart = distill.attention_scores(trace.scores, scores, given.mask)
-                    total = total + self._terms.attention * apart.sum()
+            if trace is not None:
+                total = total + self._states.loss(trace, theirs, given.mask)
         return total
 
     def hide(self, given: Batch) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,7 @@ class Distil(Part):
     """A teacher and the weights of what is learnt from it; `hard` is the weight of the task's own labels."""
 
     teacher: str  # a stage's name, a model folder or a hub id
+    states: str | None = None  # another whose hidden states and attention are followed; it must have our width
     hard: float = Field(0.0, ge=0)
     logits: float = Field(1.0, ge=0)
     temperature: float = Field(2.0, gt=0)
@@ -94,6 +95,8 @@ class Stage(Part):
             raise ValueError("give start or model, one of them")
         if self.rewind and self.prune is None:
             raise ValueError("rewind without prune: there is nothing to rewind with")
+        if self.task == "mlm" and self.distil is not None and self.distil.states is not None:
+            raise ValueError("distil.states is for tasks; in pre-training one teacher gives logits and states")
         for name in ("unanswerable", "hold_out"):
             if getattr(self, name) and self.task not in SPAN_TASKS:
                 raise ValueError(f"{name} is for {' and '.join(SPAN_TASKS)}")

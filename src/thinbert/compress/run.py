@@ -26,7 +26,7 @@ from thinbert.compress import data, pretrain, scores, sources
 from thinbert.compress.data import Features
 from thinbert.compress.encoder import Encoder, from_checkpoint
 from thinbert.compress.export import write_portable
-from thinbert.compress.objectives import ClassLoss, Distillation, SpanLoss
+from thinbert.compress.objectives import ClassLoss, Distillation, Follower, SpanLoss
 from thinbert.compress.recipe import SPAN_TASKS, Place, Report, Stage
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.train import Objective, Pruning, Settings, pick_threads, time_steps, train
@@ -188,7 +188,8 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
     """Makes a stage's folder, or checks that it holds this very stage: a recipe may have grown or changed since."""
     asked: dict[str, Any] = {"stage": stage.model_dump(mode="json"), "start": source.sha256(), "scale": place.scale}
     if stage.distil is not None:
-        asked["teacher"] = _teacher(place, stage, seed).sha256()
+        teachers = {stage.distil.teacher, stage.distil.states or stage.distil.teacher}
+        asked["teachers"] = sorted(_teacher(place, name, seed).sha256() for name in teachers)
     if stage.task == "mlm":
         asked["corpus"] = list(place.recipe.corpus)
     folder.mkdir(parents=True, exist_ok=True)
@@ -264,22 +265,26 @@ def _objective(
     if stage.distil is not None:
         d = stage.distil
         terms = Distillation(d.hard, d.logits, d.temperature, d.hidden, d.attention)
-    if stage.task == "mlm":
-        teacher = None
-        if stage.distil is not None:
-            teacher, _ = from_checkpoint(_teacher(place, stage, seed), heads_of("mlm"))
-            teacher.eval().requires_grad_(False)
-        return pretrain.PretrainLoss(model, tokenizer, features, terms, teacher)
-    outputs = None
-    if stage.distil is not None and terms.logits:
-        outputs = teacher_outputs(place, _teacher(place, stage, seed), features, stage.task)
     loss = SpanLoss if stage.task in SPAN_TASKS else ClassLoss
-    return loss(model, terms, outputs)
+    if stage.distil is None:
+        return pretrain.PretrainLoss(model, tokenizer, features, terms) if stage.task == "mlm" else loss(model, terms)
+    teacher = _teacher(place, stage.distil.teacher, seed)
+    states = None
+    if stage.task == "mlm" or terms.hidden or terms.attention:
+        source = _teacher(place, stage.distil.states or stage.distil.teacher, seed)
+        if source.config.width != model.config.width:
+            raise InputError(
+                f"{stage.name}: the hidden states of {source.name} have {source.config.width} features and ours "
+                f"{model.config.width}; name another model under distil.states, or leave hidden and attention at 0"
+            )
+        states = Follower(from_checkpoint(source, heads_of("mlm") if stage.task == "mlm" else {})[0], terms)
+    if stage.task == "mlm":
+        return pretrain.PretrainLoss(model, tokenizer, features, terms, states)
+    outputs = teacher_outputs(place, teacher, features, stage.task) if terms.logits else None
+    return loss(model, terms, outputs, states)
 
 
-def _teacher(place: Place, stage: Stage, seed: int) -> Checkpoint:
-    assert stage.distil is not None
-    name = stage.distil.teacher
+def _teacher(place: Place, name: str, seed: int) -> Checkpoint:
     if name in {s.name for s in place.recipe.stages}:
         return read_checkpoint(_model_of(place, name, seed))
     return read_checkpoint(place.recipe.base if name == "base" else name)
