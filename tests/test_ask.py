@@ -1,15 +1,10 @@
-"""`thinbert ask`: documents with exact places, what is printed, exit codes, and every message."""
+"""`thinbert ask`: answers with their places, what is printed, exit codes, and every message."""
 
 import json
 from pathlib import Path
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
+import files
 from conftest import Cli
-from thinbert.corpus.documents import Document, read_document
-from thinbert.errors import InputError
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "eiffel-tower.md"
 QUESTION = "Who is the Eiffel Tower named after?"
@@ -22,7 +17,8 @@ def test_the_example(cli: Cli) -> None:
     assert first.startswith("Gustave Eiffel  score 0.")
     text = EXAMPLE.read_text(encoding="utf-8")
     start = text.index("Gustave Eiffel")
-    assert place.endswith(f"eiffel-tower.md:{text[:start].count(chr(10)) + 1}, characters {start}–{start + 14}")
+    line = text[:start].count("\n") + 1
+    assert place.endswith(f"eiffel-tower.md:{line}, characters {start}–{start + 14}  under “The Eiffel Tower”")
     assert sentence.strip().startswith("It is named after the engineer [Gustave Eiffel], whose company")
 
 
@@ -47,7 +43,7 @@ def test_json(cli: Cli) -> None:
 def test_no_answer(cli: Cli) -> None:
     r = cli("ask", "What does a kilogram of butter cost?", EXAMPLE)
     assert r.code == 1
-    assert r.out.startswith("No answer (probability ")
+    assert r.out.startswith("No answer in these documents (probability ")
     assert "Best rejected candidate:" in r.out
     r = cli("ask", "What does a kilogram of butter cost?", EXAMPLE, "--json")
     answer = json.loads(r.out)
@@ -62,7 +58,7 @@ def test_no_answer(cli: Cli) -> None:
 
 def test_text_without_words(cli: Cli) -> None:
     r = cli("ask", QUESTION, "--context", "\u00ad\u00ad")  # soft hyphens: text, but no tokens
-    assert (r.code, r.out) == (1, "No answer in this text (probability 100%).\n")
+    assert (r.code, r.out) == (1, "No answer in these documents (probability 100%).\n")
 
 
 def test_stdin_context_and_several_files(cli: Cli, tmp_path: Path) -> None:
@@ -78,34 +74,54 @@ def test_stdin_context_and_several_files(cli: Cli, tmp_path: Path) -> None:
     assert "flour, water and salt" in r.out
 
 
-@pytest.mark.parametrize(
-    "name", ["utf16.txt", "latin1.txt", "binary.txt", "empty.txt", "blank.txt", "folder", "missing.txt"]
-)
-def test_unreadable_files(cli: Cli, tmp_path: Path, name: str) -> None:
+def test_files_that_cannot_be_read_are_named(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "latin1.txt").write_bytes("café".encode("latin1"))
-    (tmp_path / "utf16.txt").write_bytes("café".encode("utf-16"))
-    (tmp_path / "binary.txt").write_bytes(b"\x7fELF\0\0")
-    (tmp_path / "empty.txt").write_bytes(b"")
-    (tmp_path / "blank.txt").write_bytes(b" \n\t\n")
-    (tmp_path / "folder").mkdir()
-    messages = {
-        "utf16.txt": "is UTF-16; convert it first, for example with iconv -f utf-16 -t utf-8",
-        "latin1.txt": "not UTF-8 (byte 3 is 0xe9); convert it first",
-        "binary.txt": "is a binary file; expected text or Markdown",
-        "empty.txt": "is empty; there is no text to look for an answer in",
-        "blank.txt": "is empty",
-        "folder": "is a directory; name the files in it",
-        "missing.txt": "no such file",
-    }
-    r = cli("ask", QUESTION, EXAMPLE, tmp_path / name)
-    assert (r.code, r.out) == (2, "")
-    assert r.err.startswith(f"thinbert: {tmp_path / name}: {messages[name]}")
-    assert r.err.count("\n") == 1
+    (tmp_path / "empty.txt").touch()
+    for name, reason in (
+        ("latin1.txt", "not UTF-8 (byte 3 is 0xe9)"),
+        ("empty.txt", "is empty"),
+        ("no.txt", "no such"),
+    ):
+        r = cli("ask", QUESTION, tmp_path / name)
+        assert (r.code, r.out) == (2, "")
+        assert r.err.startswith(f"thinbert: {tmp_path / name}: {reason}")
+        assert r.err.count("\n") == 1
+        # among others it is skipped, and said
+        r = cli("ask", QUESTION, EXAMPLE, tmp_path / name)
+        assert r.code == 0
+        assert r.err.startswith(f"skipped: {tmp_path / name}: {reason}")
+        assert json.loads(cli("ask", QUESTION, EXAMPLE, tmp_path / name, "--json").out)["skipped"][0]["reason"]
+    r = cli("ask", QUESTION, tmp_path)
+    assert r.code == 2
+    assert "none of 2 files can be read; the first: " in r.err
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").touch()
+    assert "no documents; found .png (1), expected .txt" in cli("ask", QUESTION, tmp_path / "pictures").err
+
+
+def test_a_folder_of_documents(cli: Cli, tmp_path: Path) -> None:
+    """The file and page are found, and the quote is what the page says."""
+    (tmp_path / "bread.txt").write_text("Bread is made from flour, water and salt.")
+    (tmp_path / "mill.pdf").write_bytes(
+        files.pdf([["Contents."], ["The mill stands by a river.", "The mill was built by Anna Voss in 1802."]])
+    )
+    (tmp_path / "copy.md").write_text("# Mills\n\nThe mill was built by Anna Voss in 1802.")
+    r = cli("ask", "Who built the mill?", tmp_path, "--json")
+    answer = json.loads(r.out)
+    assert r.code == 0
+    assert answer["answer"] == "Anna Voss"
+    places = [answer, *answer["also"]]
+    assert {(Path(p["file"]).name, p["page"]) for p in places} == {("mill.pdf", 2), ("copy.md", 1)}
+    assert answer["sentence"].startswith("The mill was built by Anna Voss")
+    shown = cli("ask", "Who built the mill?", tmp_path).out
+    assert "mill.pdf, page 2" in shown
+    assert "also in " in shown
+    assert json.loads(cli("ask", "What is bread made from?", tmp_path, "--json").out)["file"].endswith("bread.txt")
 
 
 def test_wrong_use(cli: Cli, tiny_folder: Path) -> None:
     for arguments, message in (
-        ((QUESTION,), "give files to read, - for standard input, or --context TEXT (one of them)"),
+        ((QUESTION,), "give files to read, - for standard input, --context TEXT, or --index FOLDER (one of them)"),
         ((QUESTION, EXAMPLE, "--context", "x"), "give files to read"),
         (("  ", EXAMPLE), "the question is empty"),
         ((QUESTION, EXAMPLE, "--model", "./nowhere"), "model './nowhere': no such folder"),
@@ -137,51 +153,3 @@ def test_control_characters_do_not_reach_the_terminal(cli: Cli) -> None:
     )
     assert r.code == 0
     assert not any(c in r.out for c in "\x1b\x07")
-
-
-# --- documents --------------------------------------------------------------------------------------------------------
-
-
-def test_line_ends_and_marks_are_kept_or_dropped_as_said(tmp_path: Path) -> None:
-    path = tmp_path / "d.txt"
-    path.write_bytes("\ufeffone\r\ntwo\rthree\n\nfive 🐨 six\n".encode())
-    d = read_document(str(path))
-    assert d.text == "one\r\ntwo\rthree\n\nfive 🐨 six\n"
-    assert [d.line(d.text.index(w)) for w in ("one", "two", "three", "five", "six")] == [1, 2, 3, 5, 5]
-
-
-@pytest.mark.parametrize(
-    ("text", "word", "sentence"),
-    [
-        ("One. Two is here. Three.", "Two", "Two is here."),
-        ("He said “yes.” Then left.", "Then", "Then left."),
-        ("It costs 3.50 euros today. Fine.", "euros", "It costs 3.50 euros today."),
-        ("# Title\n\nFirst paragraph\nover two lines.\n\nSecond.", "over", "First paragraph\nover two lines."),
-        ("- item one\n- item two\n- item three", "two", "- item two"),
-        ("no end at all", "end", "no end at all"),
-        ("Why? Because! So…", "Because", "Because!"),
-    ],
-)
-def test_sentences(text: str, word: str, sentence: str) -> None:
-    start = text.index(word)
-    first, last = Document("d", text).sentence(start, start + len(word))
-    assert text[first:last] == sentence
-
-
-@given(text=st.text(st.sampled_from("ab .!?\n\r\t-#é🐨"), min_size=1, max_size=200), data=st.data())
-def test_a_sentence_always_holds_its_answer(text: str, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, len(text) - 1))
-    end = data.draw(st.integers(start + 1, len(text)))
-    first, last = Document("d", text).sentence(start, end)
-    assert 0 <= first <= start < end <= last <= len(text)
-
-
-def test_a_sentence_without_end_is_cut(tmp_path: Path) -> None:
-    text = "word " * 10_000
-    first, last = Document("d", text).sentence(25_000, 25_004)
-    assert (first, last) == (24_600, 25_404)
-
-
-def test_read_document_raises_input_error() -> None:
-    with pytest.raises(InputError, match="nowhere: no such file"):
-        read_document("nowhere")

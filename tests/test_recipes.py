@@ -177,7 +177,9 @@ def test_states_of_another_width_are_refused(data: Path, base: Path, tmp_path: P
         "stages.pruned.distil.states": str(other),
     }
     recipe = read_recipe("minilm-squad-1x4-80", "smoke", changes=changes)
-    with pytest.raises(InputError, match="pruned: the hidden states of .*narrow have 64 features and ours 128; name ano"):
+    with pytest.raises(
+        InputError, match=r"pruned: the hidden states of .*narrow have 64 features and ours 128; name ano"
+    ):
         run.run(place_of(recipe, data, tmp_path / "run"))
 
 

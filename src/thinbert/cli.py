@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 no answer found, 2 wrong usage or unusable input, 130 inte
 import io
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from thinbert.api import Model
-    from thinbert.corpus.ask import Citation, Found
+    from thinbert.corpus.ask import Citation, Found, Place
+    from thinbert.corpus.documents import Report
     from thinbert.model.sparsity import Sparsity
     from thinbert.tasks.evaluate import Progress
 
@@ -43,6 +45,7 @@ ThreadsOption = Annotated[
 PrecisionOption = Annotated[
     str, typer.Option("--precision", help="int8, the engine, or float32, the NumPy reference: slow and exact.")
 ]
+MaxMbOption = Annotated[float, typer.Option("--max-mb", min=0.0, help="Files larger than this are left out.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -95,43 +98,132 @@ def _root(
 @app.command("ask")
 def _ask(
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
-    files: Annotated[list[str] | None, typer.Argument(help="Text or Markdown files; - reads standard input.")] = None,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders or patterns ('*.pdf'); - reads standard input."),
+    ] = None,
     context: Annotated[str | None, typer.Option(help="Read this text instead of files.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Search an index made by `thinbert index`.")] = None,
     model: ModelOption = "default",
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many answers to give.")] = 1,
+    passages: Annotated[int, typer.Option(min=1, help="How many passages to read, of those that fit best.")] = 20,
     threshold: Annotated[
         float | None,
         typer.Option(
             min=0.0, max=1.0, help="Probability of no answer above which to say so. [default: the model's own]"
         ),
     ] = None,
+    max_mb: MaxMbOption = 100.0,
     precision: PrecisionOption = "int8",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question from texts, with the place of the answer.
+    """Answer a question from documents, with the place of the answer.
 
-    Exits with 1 where the texts hold no answer.
+    Reads text, Markdown, HTML, PDF, Word, CSV, JSON lines and SQuAD JSON. Exits with 1 where they hold no answer.
     """
     from thinbert.api import load
     from thinbert.corpus.ask import ask
-    from thinbert.corpus.documents import Document, checked, read_document
+    from thinbert.corpus.documents import Report, read_documents, text_document
+    from thinbert.corpus.index import Corpus
+    from thinbert.errors import InputError
 
-    if (context is None) == (not files):
-        _fail("give files to read, - for standard input, or --context TEXT (one of them)")
-    if context is not None:
-        documents = [checked(Document("context", context))]
+    if (context is not None) + bool(paths) + (index is not None) != 1:
+        _fail("give files to read, - for standard input, --context TEXT, or --index FOLDER (one of them)")
+    report = Report()
+    if index is not None:
+        corpus = Corpus.open(index)
+    elif context is not None:
+        corpus = Corpus.in_memory([text_document("context", context)])
     else:
-        documents = [read_document(name) for name in files or ()]
+        corpus = Corpus.in_memory(read_documents(paths or (), report, max_mb=max_mb))
+        if not corpus.passages:
+            raise InputError(_nothing_read(report, paths or []))
     loaded = load(model, precision=precision, threads=threads)
     started = time.perf_counter()
-    found = ask(loaded, question, documents, top_k=top_k, threshold=threshold)
+    found = ask(loaded, question, corpus, top_k=top_k, passages=passages, threshold=threshold)
     seconds = time.perf_counter() - started
     if as_json:
-        _print_json(_ask_json(question, found, model, seconds))
+        _print_json(_ask_json(question, found, report, model, seconds))
     else:
+        _print_skipped(report)
         _print_found(found)
     raise typer.Exit(0 if found.citations else 1)
+
+
+@app.command("index")
+def _index(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Folders, files or patterns. Without any, the files that are indexed are looked at again."),
+    ] = None,
+    index: Annotated[Path, typer.Option(help="Folder of the index.")] = Path(".thinbert-index"),
+    max_mb: MaxMbOption = 100.0,
+    show: Annotated[bool, typer.Option("--list", help="List what is indexed, and change nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a searchable index of documents, or bring it up to date: only what changed is read again.
+
+    Files that are gone from the folders named are removed.
+    """
+    from dataclasses import asdict
+
+    from thinbert.corpus.index import Corpus
+
+    if show:
+        files = Corpus.open(index).files()
+        if as_json:
+            _print_json([asdict(f) for f in files])
+            return
+        for f in files:
+            print(f"{_shown(f.path)}  {f.pages} pages, {f.passages} passages, {f.size / 1e6:.1f} MB")
+        print(f"{len(files)} files in {index}")
+        return
+    corpus = Corpus.create(index) if paths else Corpus.open(index)
+    started = time.perf_counter()
+    with _progress("MB") as progress:
+        changes = corpus.update(
+            paths or (), max_mb=max_mb, progress=lambda done, of: progress(done // 1_000_000, of // 1_000_000)
+        )
+    seconds = time.perf_counter() - started
+    if as_json:
+        _print_json({"index": str(index), **asdict(changes), "seconds": seconds})
+        return
+    _print_skipped(changes.report)
+    counted = ((changes.added, "added"), (changes.updated, "updated"), (changes.removed, "removed"))
+    done = ", ".join(f"{n} {what}" for n, what in (*counted, (changes.unchanged, "unchanged")) if n) or "no files"
+    read = f"; {changes.bytes / 1e6:.1f} MB, {changes.pages} pages in {seconds:.1f} s" if changes.bytes else ""
+    print(f"{done}{read}; {corpus.passages} passages in {index}")
+
+
+def _nothing_read(report: "Report", names: list[str]) -> str:
+    """Why there is nothing to ask."""
+    if len(report.skipped) == 1:
+        return ": ".join(report.skipped[0])
+    if report.skipped:
+        return f"none of {len(report.skipped)} files can be read; the first: {': '.join(report.skipped[0])}"
+    others = ", ".join(f"{suffix} ({n})" for suffix, n in sorted(report.others.items())[:5])
+    found = f"found {others}" if others else "found none"
+    return (
+        f"{', '.join(names[:3])}: no documents; {found}, expected .txt .md .html .pdf .docx .csv .jsonl or SQuAD .json"
+    )
+
+
+def _print_skipped(report: "Report") -> None:
+    """What was not read, on standard error."""
+    for name, reason in report.skipped:
+        print(f"skipped: {_one_line(_shown(name))}: {_one_line(reason)}", file=sys.stderr)
+    for name, note in report.notes:
+        print(f"note: {_one_line(_shown(name))}: {_one_line(note)}", file=sys.stderr)
+    if report.others:
+        kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(report.others.items(), key=lambda item: -item[1])[:6])
+        print(f"passed over files of other kinds: {_one_line(kinds)}", file=sys.stderr)
+
+
+def _shown(path: str) -> str:
+    """A path as people here call it: from where they are, if it is below."""
+    here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
+    return path.removeprefix(here)
 
 
 @app.command("evaluate")
@@ -509,17 +601,23 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def _ask_json(question: str, found: "Found", model: str, seconds: float) -> dict[str, Any]:
+def _ask_json(question: str, found: "Found", report: "Report", model: str, seconds: float) -> dict[str, Any]:
     def place(c: "Citation") -> dict[str, Any]:
         return {
             "answer": c.text,
             "score": c.score,
-            "file": c.document.name,
+            "file": c.place.file,
+            "page": c.place.page,
+            "page_label": c.place.label,
             "line": c.line,
-            "start": c.start,
-            "end": c.end,
+            "start": c.place.start,
+            "end": c.place.end,
+            "heading": c.heading,
             "sentence": c.sentence,
             "sentence_start": c.sentence_start,
+            "also": [
+                {"file": p.file, "page": p.page, "page_label": p.label, "start": p.start, "end": p.end} for p in c.also
+            ],
         }
 
     best = place(found.citations[0]) if found.citations else {"answer": None}
@@ -530,6 +628,8 @@ def _ask_json(question: str, found: "Found", model: str, seconds: float) -> dict
         "threshold": found.threshold,
         "answers": [place(c) for c in found.citations],
         "rejected": place(found.rejected) if found.rejected else None,
+        "passages_read": found.read,
+        "skipped": [{"file": name, "reason": reason} for name, reason in report.skipped],
         "model": model,
         "seconds": seconds,
     }
@@ -540,8 +640,7 @@ def _print_found(found: "Found") -> None:
 
     console = _console()
     if not found.citations:
-        where = "No answer in this text" if found.rejected is None else "No answer"
-        console.print(Text(f"{where} (probability {found.no_answer:.0%}).", style="bold yellow"))
+        console.print(Text(f"No answer in these documents (probability {found.no_answer:.0%}).", style="bold yellow"))
         if found.rejected is not None:
             console.print(Text("Best rejected candidate:", style="dim"))
             _print_citation(found.rejected)
@@ -558,15 +657,29 @@ def _print_citation(c: "Citation") -> None:
 
     console = _console()
     console.print(Text.assemble((_one_line(c.text), "bold green"), (f"  score {c.score:.2f}", "dim")), soft_wrap=True)
-    place = f"  {_one_line(c.document.name)}:{c.line}, characters {c.start}–{c.end}"
-    console.print(Text(place, style="cyan"), soft_wrap=True)
-    first, last = c.start - c.sentence_start, c.end - c.sentence_start
+    under = f"  under “{_one_line(c.heading)}”" if c.heading else ""
+    place = f"  {_place(c.place, c.line)}, characters {c.place.start}–{c.place.end}"
+    console.print(Text.assemble((place, "cyan"), (under, "dim")), soft_wrap=True)
+    first, last = c.place.start - c.sentence_start, c.place.end - c.sentence_start
     before, answer, after = map(_one_line, (c.sentence[:first], c.sentence[first:last], c.sentence[last:]))
     if console.color_system is not None and not console.no_color:
         sentence = Text.assemble(before, (answer, "bold green"), after)
         console.print(Padding(sentence, (0, 0, 0, 2), expand=False))
     else:  # no colour to show the answer with: mark it; and one line, for programs that read it
         console.print(Text(f"  {before}[{answer}]{after}"), soft_wrap=True)
+    if c.also:
+        others = "; ".join(_place(p) for p in c.also[:3]) + (f" and {len(c.also) - 3} more" if len(c.also) > 3 else "")
+        console.print(Text(f"  also in {others}", style="dim"), soft_wrap=True)
+
+
+def _place(place: "Place", line: int | None = None) -> str:
+    """file:line, or file, page n (the label printed on it)."""
+    file = _one_line(_shown(place.file))
+    if place.page == 1 and not place.label:
+        return f"{file}:{line}" if line is not None else file
+    label = f" ({_one_line(place.label)})" if place.label and place.label != str(place.page) else ""
+    kind = "page" if place.file.lower().endswith(".pdf") else "record"
+    return f"{file}, {kind} {place.page}{label}"
 
 
 def _one_line(text: str) -> str:

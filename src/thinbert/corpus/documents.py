@@ -1,87 +1,181 @@
-"""Documents as text with exact places: a quote is always `text[start:end]` of the document as decoded."""
+"""People's files: which there are, and what is in them. What cannot be read is named, and the rest goes on."""
 
-import bisect
-import re
+import glob
+import os
+import stat
 import sys
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from thinbert.corpus.pages import Page
+from thinbert.corpus.readers import READERS, Read, read_text
 from thinbert.errors import InputError
 
-STDIN = "-"
-
-# A sentence ends at . ! ? … (and closing quotes or brackets) before white space, at a blank line, or at a line that
-# starts a heading, list item or table in Markdown. Abbreviations are not known: a citation may then show less than
-# the sentence, never a wrong place.
-_SENTENCE_END = re.compile(r"""[.!?…]+["'”’)\]]*(?=\s)|\n\s*\n|\n(?=[ \t]*(?:[#>|*+-]|\d+\.)\s)""")
-_LONGEST_SENTENCE = 400  # characters shown on either side of an answer, at most
+STDIN, _STDIN_SHOWN = "-", "standard input"
+MAX_MB = 100  # of a file: larger ones are seldom documents, and everything of a file is held at once
 
 
 @dataclass(frozen=True)
 class Document:
     name: str  # as the user called it
-    text: str
-
-    @cached_property
-    def _line_starts(self) -> list[int]:
-        return [0, *(m.end() for m in re.finditer(r"\r\n|\n|\r", self.text))]
-
-    def line(self, position: int) -> int:
-        """Number, from 1, of the line that character `position` stands in."""
-        return bisect.bisect_right(self._line_starts, position)
-
-    def sentence(self, start: int, end: int) -> tuple[int, int]:
-        """Where the sentence (or sentences) around the characters start:end begin and end."""
-        left, right = max(0, start - _LONGEST_SENTENCE), min(len(self.text), end + _LONGEST_SENTENCE)
-        ends = [m.end() for m in _SENTENCE_END.finditer(self.text, left, right)]
-        first = max((e for e in ends if e <= start), default=left)
-        last = min((e for e in ends if e >= end), default=right)
-        before, after = self.text[first:start], self.text[end:last]
-        first += len(before) - len(before.lstrip())
-        last -= len(after) - len(after.rstrip())
-        return first, last
+    pages: tuple[Page, ...]
+    notes: tuple[str, ...] = ()  # what could not be read of it
 
 
-def read_document(name: str) -> Document:
-    """A text or Markdown file, or standard input for "-", as UTF-8 (a byte-order mark is dropped; line ends are kept).
+@dataclass
+class Report:
+    """What was not read."""
+
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # file, reason
+    notes: list[tuple[str, str]] = field(default_factory=list)  # file, what of it was left out
+    others: dict[str, int] = field(default_factory=dict)  # suffix -> files in folders that are of no kind that is read
+
+
+def read_document(name: str, *, max_mb: float = MAX_MB) -> Document:
+    """A file by its suffix (others are read as text), or standard input as text for "-".
 
     Raises:
-        InputError: unreadable, a directory, not text, not UTF-8, or empty.
+        InputError: unreadable, a directory, too large, damaged, encrypted, or without text; naming the file.
     """
-    shown = "standard input" if name == STDIN else name
+    if name == STDIN:
+        return _document(_STDIN_SHOWN, lambda: _read_stdin(max_mb), "")
+    path = Path(name)
+    return _document(name, lambda: content_of(path, max_mb), path.suffix.lower())
+
+
+def text_document(name: str, text: str) -> Document:
+    """A document of one page, given as text. Raises InputError where there is nothing to read in it."""
     try:
-        content = _read_stdin() if name == STDIN else Path(name).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{shown}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{shown}: is a directory; name the files in it") from None
-    except OSError as e:
-        raise InputError(f"{shown}: cannot be read: {e.strerror}") from e
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{shown}: is UTF-16; convert it first, for example with iconv -f utf-16 -t utf-8")
-    if b"\0" in content:
-        raise InputError(f"{shown}: is a binary file; expected text or Markdown")
+        return _checked(name, Read((Page(text),)))
+    except InputError as e:
+        raise InputError(f"{name}: {e}") from None
+
+
+def find_files(names: Iterable[str], report: Report) -> Iterator[str]:
+    """The files that names mean: files as they are, folders with what is in them of the kinds that are read, patterns
+    (`*.pdf`, `**/*.md`) with what they match; sorted, each once. Hidden files and folders are passed over.
+
+    Raises:
+        InputError: a name means nothing.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name == STDIN or not _is_pattern(name):
+            found: Iterable[str] = _under(name, report) if name != STDIN and Path(name).is_dir() else [name]
+        else:
+            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (absolute patterns too)
+            if not matches:
+                raise InputError(f"{name}: matches no file")
+            found = (f for m in matches for f in (_under(m, report) if Path(m).is_dir() else [m]))
+        for file in found:
+            key = os.path.realpath(file) if file != STDIN else file
+            if key not in seen:
+                seen.add(key)
+                yield file
+
+
+def _is_pattern(name: str) -> bool:
+    return glob.has_magic(name) and not os.path.lexists(name)
+
+
+def _under(folder: str, report: Report) -> Iterator[str]:
+    """Files of a folder and those below, in order of their names. A link to a folder above it leads nowhere."""
+
+    def walk(at: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+        try:
+            here = Path(at).stat()
+            entries = sorted(os.scandir(at), key=lambda e: e.name)
+        except OSError as e:
+            report.skipped.append((at, f"cannot be read: {e.strerror}"))
+            return
+        key = (here.st_dev, here.st_ino)
+        if key in above:
+            report.skipped.append((at, "links back to a folder above it"))
+            return
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                is_folder = entry.is_dir()
+                exists = is_folder or stat.S_ISREG(entry.stat().st_mode)
+            except OSError as e:
+                report.skipped.append((entry.path, f"cannot be read: {e.strerror}"))
+                continue
+            if is_folder:
+                yield from walk(entry.path, above | {key})
+            elif not exists:
+                report.skipped.append((entry.path, "is not a file"))
+            elif (suffix := Path(entry.name).suffix.lower()) in READERS:
+                yield entry.path
+            else:
+                report.others[suffix or "no suffix"] = report.others.get(suffix or "no suffix", 0) + 1
+
+    return walk(folder, frozenset())
+
+
+def read_documents(names: Iterable[str], report: Report, *, max_mb: float = MAX_MB) -> Iterator[Document]:
+    """Documents of all files that can be read; the report gets the others."""
+    for name in find_files(names, report):
+        try:
+            document = read_document(name, max_mb=max_mb)
+        except InputError as e:
+            shown = _STDIN_SHOWN if name == STDIN else name
+            report.skipped.append((shown, str(e).removeprefix(f"{shown}: ")))
+            continue
+        report.notes += [(name, note) for note in document.notes]
+        yield document
+
+
+def parse_document(name: str, content: bytes, suffix: str) -> Document:
+    """A document from bytes that are there already (an upload).
+
+    Raises:
+        InputError: as `read_document`."""
+    return _document(name, lambda: content, suffix)
+
+
+def _document(name: str, content: Callable[[], bytes], suffix: str) -> Document:
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise InputError(
-            f"{shown}: not UTF-8 (byte {e.start} is 0x{content[e.start]:02x}); "
-            "convert it first, for example with iconv -f latin1 -t utf-8"
-        ) from None
-    return checked(Document(shown, text))
+        return _checked(name, READERS.get(suffix, read_text)(content()))
+    except InputError as e:
+        raise InputError(f"{name}: {e}") from None
 
 
-def _read_stdin() -> bytes:
-    if sys.stdin is None:
-        raise InputError("standard input: is closed")
-    return sys.stdin.buffer.read()
-
-
-def checked(document: Document) -> Document:
+def _checked(name: str, read: Read) -> Document:
     """The document, if it has anything to read in it."""
-    if any("\ud800" <= c <= "\udfff" for c in document.text):
-        raise InputError(f"{document.name}: is not UTF-8; convert it first")
-    if not document.text.strip():
-        raise InputError(f"{document.name}: is empty; there is no text to look for an answer in")
-    return document
+    if any("\ud800" <= c <= "\udfff" for p in read.pages for c in p.text):
+        raise InputError("is not UTF-8; convert it first")
+    if not any(p.text.strip() for p in read.pages):
+        raise InputError("is empty; there is no text to look for an answer in")
+    return Document(name, read.pages, read.notes)
+
+
+def content_of(path: Path, max_mb: float) -> bytes:
+    """The bytes of a file (or pipe). Raises InputError with the reason, without the name."""
+    try:
+        size = path.stat()
+        if stat.S_ISDIR(size.st_mode):
+            raise InputError("is a directory; name the files in it")
+        if not (stat.S_ISREG(size.st_mode) or stat.S_ISFIFO(size.st_mode)):
+            raise InputError("is not a file")
+        if size.st_size > max_mb * 1e6:
+            raise InputError(f"has {size.st_size / 1e6:.0f} MB; files of up to {max_mb:g} MB are read (--max-mb)")
+        with path.open("rb") as file:
+            content = file.read(int(max_mb * 1e6) + 1)
+        if len(content) > max_mb * 1e6:
+            raise InputError(f"has more than {max_mb:g} MB (--max-mb)")
+        return content
+    except FileNotFoundError:
+        raise InputError("no such file") from None
+    except OSError as e:
+        raise InputError(f"cannot be read: {e.strerror}") from e
+
+
+def _read_stdin(max_mb: float) -> bytes:
+    if sys.stdin is None:
+        raise InputError("is closed")
+    content = sys.stdin.buffer.read(int(max_mb * 1e6) + 1)
+    if len(content) > max_mb * 1e6:
+        raise InputError(f"has more than {max_mb:g} MB (--max-mb)")
+    return content

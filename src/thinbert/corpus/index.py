@@ -1,0 +1,380 @@
+"""A searchable corpus: passages of documents under BM25, in memory or in a folder that follows the files on disk.
+
+Everything is one tantivy index, so one commit is all or nothing: a process killed at any moment leaves the state of the
+last commit. Documents in it are of two kinds:
+
+    file      one for each file: size, time and hash it was read at, and what could not be read of it
+    passage   a piece of a page: its text, and where it stands
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tantivy
+
+from thinbert.corpus.documents import MAX_MB, STDIN, Document, Report, find_files, parse_document
+from thinbert.corpus.documents import content_of as read_content
+from thinbert.corpus.pages import Page, passages
+from thinbert.errors import InputError
+
+_FORMAT = 1  # of the fields below; an index of another format is made anew by the user
+_HEAP = 64_000_000  # bytes that the writer fills before it writes a segment
+_COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # text or time after which work is made safe
+_WEIGHTS = {"body": 1.0, "heading": 0.5, "name": 0.3}  # of a word's score, by where it stands
+_MARKER = "thinbert-index.json"
+
+Progress = Callable[[int, int], None]  # bytes done, of
+
+
+def _analyzer(*, queries: bool) -> tantivy.TextAnalyzer:
+    """Words in lower case, without accents, stemmed as English; those of questions without its commonest words too."""
+    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
+    builder = builder.filter(tantivy.Filter.remove_long(60)).filter(tantivy.Filter.lowercase())
+    if queries:
+        builder = builder.filter(tantivy.Filter.stopword("english")).filter(
+            tantivy.Filter.custom_stopword(
+                ["what", "who", "whom", "whose", "which", "when", "where", "why", "how", "did", "do", "does"]
+            )
+        )
+    return builder.filter(tantivy.Filter.ascii_fold()).filter(tantivy.Filter.stemmer("english")).build()
+
+
+def _schema() -> tantivy.Schema:
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field("kind", tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("file", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_unsigned_field("page", stored=True, indexed=True)
+    builder.add_unsigned_field("start", stored=True)
+    builder.add_text_field("label", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("body", stored=True, tokenizer_name="words", index_option="freq")
+    builder.add_text_field("heading", tokenizer_name="words", index_option="freq")
+    builder.add_text_field("name", tokenizer_name="words", index_option="freq")
+    builder.add_bytes_field("about", stored=True)
+    return builder.build()
+
+
+@dataclass(frozen=True)
+class File:
+    """What the index knows of a file."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+    pages: int
+    passages: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found: `text` is page.text[start : start + len(text)]."""
+
+    file: str
+    page: int
+    label: str
+    start: int
+    text: str
+    headings: tuple[tuple[int, str], ...]  # where in the page each begins: the last before the passage, and those in it
+    score: float  # BM25: comparable among the hits of one question
+
+
+@dataclass
+class Changes:
+    added: int = 0
+    updated: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    bytes: int = 0  # of the files that were read
+    pages: int = 0
+    passages: int = 0
+    report: Report = field(default_factory=Report)
+
+
+class Corpus:
+    """Passages to search. Open one with `in_memory`, `open` or `create`."""
+
+    def __init__(self, index: tantivy.Index, folder: Path | None) -> None:
+        index.register_tokenizer("words", _analyzer(queries=False))
+        self.folder = folder
+        self._index, self._schema = index, index.schema
+        self._questions, self._words = _analyzer(queries=True), _analyzer(queries=False)
+        if folder is not None:
+            index.config_reader("commit")
+
+    # --- where it is --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def in_memory(documents: Iterable[Document]) -> "Corpus":
+        corpus = Corpus(tantivy.Index(_schema()), None)
+        with corpus.writer() as writer:
+            for document in documents:
+                corpus.add(writer, document)
+            writer.commit()
+        corpus._index.reload()
+        return corpus
+
+    @staticmethod
+    def open(folder: Path) -> "Corpus":
+        """Raises InputError where there is no index, or one of another format."""
+        marker = folder / _MARKER
+        try:
+            known = json.loads(marker.read_text())["format"]
+        except FileNotFoundError:
+            raise InputError(f"{folder}: no index here; make one with thinbert index FOLDER --index {folder}") from None
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise InputError(f"{marker}: damaged ({e}); delete {folder} and index again") from None
+        if known != _FORMAT:
+            raise InputError(
+                f"{folder}: an index of format {known!r}; this thinbert has format {_FORMAT}: delete it and index again"
+            )
+        try:
+            return Corpus(tantivy.Index.open(str(folder)), folder)
+        except (ValueError, OSError) as e:
+            raise InputError(f"{folder}: the index is damaged ({e}); delete it and index again") from None
+
+    @staticmethod
+    def create(folder: Path) -> "Corpus":
+        """Opens an index, or makes an empty one in a folder that is new or empty."""
+        if (folder / _MARKER).exists():
+            return Corpus.open(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # what a process killed right here left behind is an index without a marker: it is taken up
+            if any(folder.iterdir()) and not tantivy.Index.exists(str(folder)):
+                raise InputError(f"{folder}: is not empty and no index; give another --index")
+            index = tantivy.Index(_schema(), path=str(folder))
+            (folder / _MARKER).write_text(json.dumps({"format": _FORMAT}) + "\n")
+        except OSError as e:
+            raise InputError(f"{folder}: cannot be written: {e.strerror or e}") from e
+        return Corpus(index, folder)
+
+    # --- changing it --------------------------------------------------------------------------------------------------
+
+    def writer(self) -> "_Writer":
+        """The one writer; readers go on meanwhile. Raises InputError where another process holds it."""
+        return _Writer(self._index, self.folder)
+
+    def add(self, writer: "_Writer", document: Document, about: File | None = None) -> int:
+        """Adds a document's passages, and what is known of its file; returns the number of passages."""
+        key = about.path if about else document.name
+        name = Path(key).stem.replace("_", " ").replace("-", " ")
+        count = 0
+        for page in document.pages:
+            for passage in passages(page):
+                writer.add(
+                    kind="passage",
+                    file=key,
+                    page=page.number,
+                    start=passage.start,
+                    label=page.label,
+                    body=page.text[passage.start : passage.end],
+                    heading="\n".join(heading for _, heading in passage.headings),
+                    about=json.dumps(passage.headings).encode() if passage.headings else b"",
+                    name=name,
+                )
+                count += 1
+        if about:
+            writer.add(kind="file", file=key, about=json.dumps({**asdict(about), "passages": count}).encode())
+        return count
+
+    def update(
+        self,
+        names: Iterable[str] = (),
+        *,
+        max_mb: float = MAX_MB,
+        progress: Progress = lambda done, of: None,
+    ) -> Changes:
+        """Makes the index follow the files that names mean (see documents.find_files), or, without names, the files it
+        already has. New files are added; files whose size or time changed are hashed, and read again if their content
+        did; files that are gone from the named folders are removed.
+        """
+        changes = Changes()
+        named = list(names)
+        known = {f.path: f for f in self.files()}
+        if STDIN in named:
+            raise InputError("standard input cannot be indexed: it has no place to go back to; save it to a file first")
+        if named:
+            found = [_absolute(f) for f in find_files(named, changes.report)]
+            roots = [_absolute(n) + os.sep for n in named if Path(n).is_dir()]
+            within = {p for p in known if any(p.startswith(root) for root in roots)} | (known.keys() & set(found))
+        else:
+            found, within = [p for p in known if Path(p).exists()], set(known)
+        own = _absolute(self.folder) + os.sep if self.folder else None
+        found = [f for f in found if own is None or not f.startswith(own)]
+        sizes = {f: _size(f) for f in found}
+        total, done, unsafe, last = sum(sizes.values()), 0, 0, time.monotonic()
+        with self.writer() as writer:
+            for path in found:
+                progress(done, total)
+                if self._follow(writer, path, known.get(path), changes, max_mb):
+                    within.discard(path)
+                done += sizes[path]
+                unsafe += sizes[path]
+                if unsafe >= _COMMIT_BYTES or time.monotonic() - last >= _COMMIT_SECONDS:
+                    writer.commit()
+                    unsafe, last = 0, time.monotonic()
+            for path in sorted(within):
+                writer.remove(path)
+                changes.removed += 1
+            progress(total, total)
+            writer.commit()
+        self._index.reload()
+        return changes
+
+    def _follow(self, writer: "_Writer", path: str, before: File | None, changes: Changes, max_mb: float) -> bool:
+        """Brings one file up to date; False where it cannot be read."""
+        try:
+            at = Path(path).stat()
+            if before and (before.size, before.mtime_ns) == (at.st_size, at.st_mtime_ns):
+                changes.unchanged += 1
+                return True
+            content = read_content(Path(path), max_mb)
+            sha256 = hashlib.sha256(content).hexdigest()
+            same = before is not None and before.sha256 == sha256
+            document = parse_document(path, content, Path(path).suffix.lower())
+        except (InputError, OSError) as e:
+            changes.report.skipped.append((path, str(e).removeprefix(f"{path}: ")))
+            return False
+        about = File(path, at.st_size, at.st_mtime_ns, sha256, len(document.pages), 0, document.notes)
+        writer.remove(path)
+        changes.passages += self.add(writer, document, about)
+        if same:
+            changes.unchanged += 1
+            return True
+        changes.report.notes += [(path, note) for note in document.notes]
+        changes.bytes += at.st_size
+        changes.pages += len(document.pages)
+        if before:
+            changes.updated += 1
+        else:
+            changes.added += 1
+        return True
+
+    # --- reading it ---------------------------------------------------------------------------------------------------
+
+    def files(self) -> list[File]:
+        """All files, by path."""
+        searcher = self._index.searcher()
+        query = tantivy.Query.term_query(self._schema, "kind", "file")
+        found = []
+        for _, address in searcher.search(query, limit=max(1, searcher.num_docs), count=False).hits:
+            raw: dict[str, Any] = json.loads(bytes(searcher.doc(address)["about"][0]))
+            found.append(File(**{**raw, "notes": tuple(raw["notes"])}))
+        return sorted(found, key=lambda f: f.path)
+
+    def page(self, file: str, number: int) -> Page:
+        """The text of a page as it was indexed.
+
+        Raises:
+            InputError: no such page.
+        """
+        schema, searcher = self._schema, self._index.searcher()
+        query = tantivy.Query.boolean_query(
+            [
+                (tantivy.Occur.Must, tantivy.Query.term_query(schema, "file", file)),
+                (tantivy.Occur.Must, tantivy.Query.term_query(schema, "page", number)),
+            ]
+        )
+        hits = [_hit(searcher, 0.0, a) for _, a in searcher.search(query, limit=max(1, searcher.num_docs)).hits]
+        hits.sort(key=lambda h: h.start)
+        if not hits:
+            raise InputError(f"{file}: no page {number} in the index")
+        text = ""
+        for h in hits:
+            text = text[: h.start] + h.text
+        headings = dict.fromkeys(heading for h in hits for heading in h.headings)
+        return Page(text, number, hits[0].label, tuple(headings))
+
+    def search(self, question: str, limit: int) -> list[Hit]:
+        """The passages that share most with a question, best first. Any punctuation is only punctuation: the words are
+        looked up one by one, and no query language is in between."""
+        words = list(dict.fromkeys(self._questions.analyze(question))) or self._words.analyze(question)
+        if not words or limit < 1:
+            return []
+        schema, term = self._schema, tantivy.Query.term_query
+        parts = [
+            (tantivy.Occur.Should, tantivy.Query.boost_query(term(schema, name, word), weight))
+            for word in words
+            for name, weight in _WEIGHTS.items()
+        ]
+        searcher = self._index.searcher()
+        found = searcher.search(tantivy.Query.boolean_query(parts), limit=limit, count=False)
+        return [_hit(searcher, score, address) for score, address in found.hits]
+
+    @property
+    def passages(self) -> int:
+        searcher = self._index.searcher()
+        query = tantivy.Query.term_query(self._schema, "kind", "passage")
+        return int(searcher.search(query, limit=1).count)  # type: ignore[attr-defined]  # missing in its stubs
+
+    def all(self, limit: int) -> Iterator[Hit]:
+        """The first passages, in no order; for corpora too small to search."""
+        searcher = self._index.searcher()
+        query = tantivy.Query.term_query(self._schema, "kind", "passage")
+        for _, address in searcher.search(query, limit=limit).hits:
+            yield _hit(searcher, 0.0, address)
+
+
+def _hit(searcher: tantivy.Searcher, score: float, address: tantivy.DocAddress) -> Hit:
+    stored: Mapping[str, list[Any]] = searcher.doc(address).to_dict()
+
+    def one(name: str) -> Any:
+        return stored[name][0]
+
+    about = bytes(one("about"))
+    headings = tuple((at, heading) for at, heading in json.loads(about)) if about else ()
+    return Hit(one("file"), one("page"), one("label"), one("start"), one("body"), headings, float(score))
+
+
+def _absolute(path: str | Path) -> str:
+    """Without . and .., links as they are: people know files by the names they gave."""
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def _size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
+
+
+class _Writer:
+    """tantivy's writer with our words for its errors. What was not committed is dropped."""
+
+    def __init__(self, index: tantivy.Index, folder: Path | None) -> None:
+        self._folder, self._schema = folder, index.schema
+        try:
+            self._writer = index.writer(heap_size=_HEAP)
+        except ValueError as e:
+            if "lock" in str(e).lower():
+                raise InputError(
+                    f"{folder}: another process is writing to this index; wait for it. Reading goes on meanwhile"
+                ) from None
+            raise InputError(f"{folder}: cannot be written: {e}") from None
+
+    def add(self, **values: Any) -> None:
+        self._writer.add_document(tantivy.Document.from_dict(values, self._schema))
+
+    def remove(self, file: str) -> None:
+        self._writer.delete_documents_by_term("file", file)
+
+    def commit(self) -> None:
+        try:
+            self._writer.commit()
+        except (ValueError, OSError) as e:
+            raise InputError(f"{self._folder}: cannot be written: {e}; the index is as it was before") from None
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if any(error):
+            self._writer.rollback()
+        self._writer.wait_merging_threads()

@@ -1,0 +1,276 @@
+"""Documents: every kind of file to pages with exact places, every kind of broken file to a reason."""
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import files
+from thinbert.corpus.documents import Document, Report, find_files, parse_document, read_document, read_documents
+from thinbert.corpus.pages import Page, passages
+from thinbert.errors import InputError
+
+
+def only(content: bytes | str, suffix: str) -> Page:
+    document = parse_document("d", content if isinstance(content, bytes) else content.encode(), suffix)
+    assert len(document.pages) == 1
+    return document.pages[0]
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+def test_text_is_kept_as_it_is() -> None:
+    text = "one\r\ntwo\rthree\n\nfive 🐨 six\n"
+    for content in (text.encode("utf-8-sig"), text.encode(), text.encode("utf-16"), text.encode("utf-32")):
+        page = only(content, ".txt")
+        assert page.text == text
+        assert [page.line(text.index(w)) for w in ("one", "two", "three", "five", "six")] == [1, 2, 3, 5, 5]
+
+
+def test_markdown_keeps_its_text_and_knows_its_headings() -> None:
+    text = "# One #\ntext\n\n```\n# no heading\n```\nTwo\n===\nmore\n### Three\nend"
+    page = only(text, ".md")
+    assert page.text == text
+    assert [h for _, h in page.headings] == ["One", "Two", "Three"]
+    assert all(text[at:].lstrip("# ").startswith(h) for at, h in page.headings)
+    assert page.heading(text.index("more")) == "Two"
+    assert page.heading(text.index("end")) == "Three"
+    assert Page("x").heading(0) == ""
+
+
+def test_html_is_what_a_reader_sees() -> None:
+    html = """<!doctype html><html><head><title>The  Mill</title><style>p{}</style></head><body><h1>Old
+    mill</h1><script>var x = "<p>no</p>";</script><p>Built   in <b>1802</b> by A&amp;B.</p><ul><li>one<li>two</ul>
+    <table><tr><td>a</td><td>b</td></tr></table><pre>  kept
+  as is</pre><h2>After</h2>end<br>line</body></html>"""
+    page = only(html, ".html")
+    assert "Built in 1802 by A&B.\n" in page.text
+    assert "one\ntwo\n" in page.text
+    assert "a b" in page.text
+    assert "  kept\n  as is" in page.text
+    assert "var x" not in page.text
+    assert "p{}" not in page.text
+    assert [h for _, h in page.headings] == ["The Mill", "Old mill", "After"]
+    assert page.text[page.headings[2][0] :].startswith("After")
+    assert page.text.endswith("end\nline\n")
+    latin = '<meta charset="iso-8859-1"><p>caf\xe9'.encode("latin-1")
+    assert only(latin, ".htm").text == "café"
+    unclosed = only("<p>a<script>never closed", ".html")
+    assert unclosed.text.strip() == "a"
+
+
+def test_pdf_pages_keep_number_and_label() -> None:
+    content = files.pdf(
+        [["Preface of it."], ["Chapter one.", "It was built by Anna Voss."], []], labels="0 << /S /r >>"
+    )
+    document = parse_document("d.pdf", content, ".pdf")
+    assert [(p.number, p.label) for p in document.pages] == [(1, "i"), (2, "ii"), (3, "iii")]
+    assert document.pages[1].text == "Chapter one.\nIt was built by Anna Voss."
+    assert document.notes == ("no text layer on page 3: images, or empty",)
+
+
+def test_word_paragraphs_tables_and_headings() -> None:
+    body = files.paragraph("The mill", "Heading1") + files.paragraph("Built in 1802.") + files.table("ab", "cd")
+    page = only(files.docx(body + files.paragraph("Later")), ".docx")
+    assert page.text.split("\n") == ["The mill", "Built in 1802.", "a\tb", "c\td", "Later"]
+    assert page.headings == ((0, "The mill"),)
+
+
+def test_records() -> None:
+    lines = ['{"id": 7, "text": "Built in 1802."}', "", "broken", '{"title": "B", "who": "Anna", "n": 3}', '"plain"']
+    document = parse_document("d", "\n".join(lines).encode(), ".jsonl")
+    assert [(p.number, p.label, p.text) for p in document.pages] == [
+        (1, "7", "Built in 1802."),
+        (4, "B", "title: B\nwho: Anna"),
+        (5, "", "plain"),
+    ]
+    assert document.notes == ("not JSON: line 3",)
+    rows = parse_document("d", b'name;year\n"The; mill";1802\nbridge;1925\n', ".csv")
+    assert [(p.number, p.label, p.text) for p in rows.pages] == [
+        (2, "The; mill", "name: The; mill\nyear: 1802"),
+        (3, "bridge", "name: bridge\nyear: 1925"),
+    ]
+    tabs = parse_document("d", b"id\ttext\n1\tBuilt by hand.\n", ".tsv")
+    assert tabs.pages[0].text == "Built by hand."
+    squad = {"data": [{"title": "Mill", "paragraphs": [{"context": "One."}, {"context": "Two."}]}]}
+    paragraphs = parse_document("d", json.dumps(squad).encode(), ".json")
+    assert [(p.number, p.label, p.text) for p in paragraphs.pages] == [(1, "Mill", "One."), (2, "Mill", "Two.")]
+    assert parse_document("d", b'{"text": "half \\ud83d pair"}', ".jsonl").pages[0].text == "half \ufffd pair"
+
+
+# --- what is not ------------------------------------------------------------------------------------------------------
+
+BOMB = files.docx("<w:p/>", parts={"word/document.xml": b"<a>" + b" " * (130 << 20) + b"</a>"})
+DEEP = files.docx("<w:p>" * 300 + "</w:p>" * 300)
+LAUGHS = files.docx("", parts={"word/document.xml": b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'})
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix", "reason"),
+    [
+        (b"", ".txt", "is empty; there is no text to look for an answer in"),
+        (b" \n\t\n", ".md", "is empty"),
+        ("café".encode("latin-1"), ".txt", "not UTF-8 (byte 3 is 0xe9); convert it first, for example with iconv"),
+        (b"\x7fELF\0\0", ".txt", "is a binary file; expected text"),
+        (b"\xff\xfea", ".txt", "begins as UTF-16 and is not"),
+        (b"", ".pdf", "is not a readable PDF: it is damaged or cut off"),
+        (files.pdf([["a"]])[:200], ".pdf", "is not a readable PDF"),
+        (files.pdf([["a"]], encrypted=True), ".pdf", "is encrypted; save it without a password first"),
+        (files.pdf([[], []]), ".pdf", "has no text layer on any of its 2 pages: they are images; run OCR on it first"),
+        (b"PK\3\4 no", ".docx", "is not a readable Word document"),
+        (files.docx(files.paragraph("a"))[:-40], ".docx", "is not a readable Word document"),
+        (BOMB, ".docx", "unpacks to more than 128 MB"),
+        (DEEP, ".docx", "is nested more than 200 deep"),
+        (LAUGHS, ".docx", "has a document type in its XML, which no Word document has"),
+        (files.docx("<w:p>"), ".docx", "is damaged: "),
+        (b"a\nb\n", ".jsonl", "none of its lines is JSON"),
+        (b"[1]", ".json", "is not SQuAD JSON"),
+        (b'{"data": 3}', ".json", "is not SQuAD JSON"),
+        (b"only,a,header\n", ".csv", "is empty"),
+    ],
+)
+def test_what_cannot_be_read_says_why(content: bytes, suffix: str, reason: str) -> None:
+    with pytest.raises(InputError) as e:
+        parse_document("name", content, suffix)
+    assert str(e.value).startswith(f"name: {reason}")
+
+
+@given(st.binary(max_size=300), st.sampled_from([".txt", ".md", ".html", ".pdf", ".docx", ".jsonl", ".csv", ".json"]))
+def test_any_bytes_are_read_or_refused(content: bytes, suffix: str) -> None:
+    prefix = {".pdf": b"%PDF-1.4\n", ".docx": b"PK\3\4"}.get(suffix, b"")
+    for data in (content, prefix + content):
+        try:
+            document = parse_document("name", data, suffix)
+        except InputError:
+            continue
+        assert any(p.text.strip() for p in document.pages)
+        for page in document.pages:
+            page.text.encode()
+            assert all(0 <= at <= len(page.text) for at, _ in page.headings)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_folders_patterns_and_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.txt", "a.md", "sub/c.html", ".hidden/x.txt", "sub/.y.txt", "z.png", "sub/w.PNG", "sub/deep/d.PDF"):
+        path = tmp_path / "docs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("text")
+    docs = tmp_path / "docs"
+    (docs / "sub" / "up").symlink_to(docs)
+    (docs / "self").symlink_to(docs / "self")
+    (docs / "again.txt").symlink_to(docs / "b.txt")
+    os.mkfifo(docs / "pipe.txt")
+    report = Report()
+    monkeypatch.chdir(tmp_path)
+    found = list(find_files(["docs"], report))
+    assert found == ["docs/a.md", "docs/again.txt", "docs/sub/c.html", "docs/sub/deep/d.PDF"]  # b.txt is again.txt
+    reasons = dict(report.skipped)
+    assert reasons.keys() == {"docs/pipe.txt", "docs/self", "docs/sub/up"}
+    assert reasons["docs/pipe.txt"] == "is not a file"
+    assert reasons["docs/sub/up"] == "links back to a folder above it"
+    assert "symbolic links" in reasons["docs/self"]
+    assert report.others == {".png": 2}
+    assert list(find_files(["docs/*.md", "docs/a.md", str(docs / "sub/**/*.html")], Report())) == [
+        "docs/a.md",
+        str(docs / "sub/c.html"),
+    ]
+    (tmp_path / "[x].txt").write_text("a file named like a pattern")
+    assert list(find_files(["[x].txt"], Report())) == ["[x].txt"]
+    with pytest.raises(InputError, match=r"\*\.nothing: matches no file"):
+        list(find_files(["*.nothing"], Report()))
+
+
+def test_the_rest_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Good text.")
+    (tmp_path / "b.pdf").write_bytes(files.pdf([["x"]])[:100])
+    (tmp_path / "c.txt").touch()
+    (tmp_path / "d.txt").write_bytes(b"x" * 2_000_001)
+    (tmp_path / "e.pdf").write_bytes(files.pdf([["Page one."], []]))
+    report = Report()
+    read = list(read_documents([str(tmp_path)], report, max_mb=2))
+    assert [Path(d.name).name for d in read] == ["a.txt", "e.pdf"]
+    reasons = {Path(name).name: reason for name, reason in report.skipped}
+    assert reasons.keys() == {"b.pdf", "c.txt", "d.txt"}
+    assert reasons["d.txt"] == "has 2 MB; files of up to 2 MB are read (--max-mb)"
+    assert [(Path(n).name, note) for n, note in report.notes] == [
+        ("e.pdf", "no text layer on page 2: images, or empty")
+    ]
+    with pytest.raises(InputError, match="nowhere: no such file"):
+        read_document("nowhere")
+    with pytest.raises(InputError, match="is a directory"):
+        read_document(str(tmp_path))
+
+
+# --- passages and sentences -------------------------------------------------------------------------------------------
+
+
+@given(
+    text=st.text(st.sampled_from("ab .!?\n\r\t-#é🐨"), min_size=1, max_size=400),
+    size=st.integers(10, 60),
+    data=st.data(),
+)
+def test_passages_cover_the_page(text: str, size: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(0, size // 2))
+    found = list(passages(Page(text), size=size, overlap=overlap))
+    assert found[0].start == 0
+    assert found[-1].end == len(text)
+    for p in found:
+        assert 0 < p.end - p.start <= size
+    for a, b in pairwise(found):
+        assert a.start < b.start <= a.end <= b.end
+        assert a.end - b.start <= overlap
+
+
+def test_passages_end_at_sentences_and_keep_headings() -> None:
+    text = "# One\n" + "A sentence of some words. " * 40 + "\n\n# Two\n" + "Another sentence here. " * 40
+    page = parse_document("d", text.encode(), ".md").pages[0]
+    found = list(passages(page))
+    assert len(found) > 1
+    assert text[: found[0].end].rstrip().endswith(".")
+    for a, b in pairwise(found):
+        assert text[b.start :].startswith(("A sentence", "Another", "# Two"))
+        assert 0 <= a.end - b.start <= 200
+    assert found[0].headings == page.headings[:1]
+    assert found[-1].headings == page.headings[1:]
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "sentence"),
+    [
+        ("One. Two is here. Three.", "Two", "Two is here."),
+        ("He said “yes.” Then left.", "Then", "Then left."),
+        ("It costs 3.50 euros today. Fine.", "euros", "It costs 3.50 euros today."),
+        ("# Title\n\nFirst paragraph\nover two lines.\n\nSecond.", "over", "First paragraph\nover two lines."),
+        ("- item one\n- item two\n- item three", "two", "- item two"),
+        ("no end at all", "end", "no end at all"),
+        ("Why? Because! So…", "Because", "Because!"),
+    ],
+)
+def test_sentences(text: str, word: str, sentence: str) -> None:
+    start = text.index(word)
+    first, last = Page(text).sentence(start, start + len(word))
+    assert text[first:last] == sentence
+
+
+@given(text=st.text(st.sampled_from("ab .!?\n\r\t-#é🐨"), min_size=1, max_size=200), data=st.data())
+def test_a_sentence_always_holds_its_answer(text: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    first, last = Page(text).sentence(start, end)
+    assert 0 <= first <= start < end <= last <= len(text)
+
+
+def test_a_sentence_without_end_is_cut() -> None:
+    first, last = Page("word " * 10_000).sentence(25_000, 25_004)
+    assert (first, last) == (24_600, 25_404)
+
+
+def test_a_document_is_what_it_was_named() -> None:
+    assert isinstance(parse_document("x", b"y", ".unknown"), Document)

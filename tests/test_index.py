@@ -1,0 +1,188 @@
+"""The index: it follows files on disk, survives being killed, has one writer, and finds words in any question."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import files
+from conftest import Cli
+from thinbert.corpus.documents import text_document
+from thinbert.corpus.index import Corpus
+from thinbert.errors import InputError
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "mill.txt").write_text("The mill stands by a river. Anna Voss built it in 1802.")
+    (folder / "tower.md").write_text(
+        "# Tower\n\nThe lighthouse was built in 1871.\n\n## Keeper\n\nIda Marsh lived there."
+    )
+    (folder / "bridge.pdf").write_bytes(files.pdf([["The bridge."], ["It crosses the gorge."]], labels="0 << /S /r >>"))
+    return folder
+
+
+def names(corpus: Corpus) -> list[str]:
+    return [Path(f.path).name for f in corpus.files()]
+
+
+def found(corpus: Corpus, question: str) -> list[str]:
+    return [Path(h.file).name for h in corpus.search(question, 10)]
+
+
+def test_it_follows_the_files(docs: Path, tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "index")
+    first = corpus.update([str(docs)])
+    assert (first.added, first.updated, first.removed, first.unchanged) == (3, 0, 0, 0)
+    assert names(corpus) == ["bridge.pdf", "mill.txt", "tower.md"]
+    assert found(corpus, "Who built the mill?")[0] == "mill.txt"
+    again = corpus.update([str(docs)])
+    assert (again.added, again.updated, again.removed, again.unchanged, again.bytes) == (0, 0, 0, 3, 0)
+
+    (docs / "mill.txt").write_text("The windmill burned down; Jean Petit sold bread.")
+    os.utime(docs / "tower.md")  # touched, the same inside
+    (docs / "bridge.pdf").unlink()
+    (docs / "new.txt").write_text("A new oven.")
+    third = corpus.update([str(docs)])
+    assert (third.added, third.updated, third.removed, third.unchanged) == (1, 1, 1, 1)
+    assert names(corpus) == ["mill.txt", "new.txt", "tower.md"]
+    assert found(corpus, "Anna Voss") == []
+    assert found(corpus, "Petit bread") == ["mill.txt"]
+    assert corpus.update([str(docs)]).unchanged == 3  # the touched one is known by its new time
+
+    (docs / "new.txt").write_text("")  # nothing to read any more
+    fourth = corpus.update()
+    assert (fourth.removed, fourth.unchanged) == (1, 2)
+    assert fourth.report.skipped[0][1].startswith("is empty")
+    # a second folder is added, and the first is left alone
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "x.txt").write_text("Something else.")
+    assert corpus.update([str(tmp_path / "more")]).removed == 0
+    assert names(corpus) == ["mill.txt", "tower.md", "x.txt"]
+    # other readers see it, also one that was open before
+    assert names(Corpus.open(tmp_path / "index")) == names(corpus)
+
+
+def test_pages_come_back_as_they_were(docs: Path, tmp_path: Path) -> None:
+    long = "# Top\n" + "A sentence with some words in it. " * 90 + "\n\n## Deep\n\n" + "Others follow here. " * 90
+    (docs / "long.md").write_text(long)
+    corpus = Corpus.create(tmp_path / "index")
+    corpus.update([str(docs)])
+    page = corpus.page(str(docs / "long.md"), 1)
+    assert page.text == long
+    assert page.headings == ((0, "Top"), (long.index("## Deep"), "Deep"))
+    assert corpus.page(str(docs / "bridge.pdf"), 2).label == "ii"
+    for hit in corpus.search("sentence others follow", 20):
+        assert corpus.page(hit.file, hit.page).text[hit.start : hit.start + len(hit.text)] == hit.text
+    with pytest.raises(InputError, match="no page 9 in the index"):
+        corpus.page(str(docs / "mill.txt"), 9)
+
+
+@given(st.text(max_size=60))
+def test_any_question_is_only_words(question: str) -> None:
+    corpus = _CORPUS
+    corpus.search(question, 3)
+    hits = corpus.search(f'{question} "( mill:~ AND {question}', 3)
+    assert hits
+    assert hits[0].file == "mill"
+
+
+_CORPUS = Corpus.in_memory(
+    [text_document("mill", "The mill stands by a river."), text_document("bread", "Flour, water and salt: bread.")]
+)
+
+
+def test_words_are_found_in_other_forms_and_common_ones_alone() -> None:
+    assert found(_CORPUS, "breads") == ["bread"]
+    assert found(_CORPUS, "MÎLLS?!") == ["mill"]
+    assert found(_CORPUS, "the")[0] == "mill"  # nothing else to go by
+    assert found(_CORPUS, "") == found(_CORPUS, "?!") == []
+
+
+def test_one_writer_many_readers(docs: Path, tmp_path: Path) -> None:
+    corpus = Corpus.create(tmp_path / "index")
+    corpus.update([str(docs)])
+    with corpus.writer():
+        with pytest.raises(InputError, match="another process is writing to this index; wait for it"):
+            Corpus.open(tmp_path / "index").update([str(docs)])
+        assert len(Corpus.open(tmp_path / "index").files()) == 3
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """kill -9 while it indexes: the index opens, holds whole files only, and the next run ends where it should."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for n in range(300):
+        (docs / f"{n:03}.txt").write_text(f"Document number{n}. " + "Many words follow here again. " * 300)
+    script = textwrap.dedent(f"""
+        import thinbert.corpus.index as index
+        index._COMMIT_BYTES = 200_000
+        from pathlib import Path
+        index.Corpus.create(Path({str(tmp_path / "index")!r})).update([{str(docs)!r}])
+    """)
+    for pause in (0.0, 0.05, 0.3):
+        process = subprocess.Popen([sys.executable, "-c", script])
+        while not (tmp_path / "index" / "thinbert-index.json").exists() and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        corpus = Corpus.open(tmp_path / "index")
+        assert sum(f.passages for f in corpus.files()) == corpus.passages
+        for f in corpus.files():
+            assert corpus.page(f.path, 1).text == Path(f.path).read_text()
+    changes = Corpus.open(tmp_path / "index").update([str(docs)])
+    assert changes.added + changes.unchanged == 300
+    assert len(Corpus.open(tmp_path / "index").files()) == 300
+
+
+def test_folders_that_are_no_index(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no index here; make one with thinbert index FOLDER"):
+        Corpus.open(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(InputError, match="is not empty and no index"):
+        Corpus.create(tmp_path / "full")
+    Corpus.create(tmp_path / "old")
+    (tmp_path / "old" / "thinbert-index.json").write_text('{"format": 99}')
+    with pytest.raises(InputError, match="an index of format 99; this thinbert has format 1"):
+        Corpus.open(tmp_path / "old")
+    (tmp_path / "old" / "thinbert-index.json").write_text("[")
+    with pytest.raises(InputError, match="damaged"):
+        Corpus.open(tmp_path / "old")
+    Corpus.create(tmp_path / "hurt")
+    (tmp_path / "hurt" / "meta.json").write_text("nonsense")
+    with pytest.raises(InputError, match="the index is damaged"):
+        Corpus.open(tmp_path / "hurt")
+    with pytest.raises(InputError, match="standard input cannot be indexed"):
+        Corpus.create(tmp_path / "new").update(["-"])
+
+
+def test_command_line(cli: Cli, docs: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    (docs / "bad.pdf").write_bytes(b"%PDF-1.4")
+    r = cli("index", docs, "--index", index)
+    assert r.code == 0, r.err
+    assert r.out.startswith("3 added; 0.0 MB, 4 pages in ")
+    assert "skipped: " in r.err
+    assert "bad.pdf: is not a readable PDF" in r.err
+    assert json.loads(cli("index", "--index", index, "--json").out)["unchanged"] == 3
+    listed = cli("index", "--index", index, "--list").out
+    assert "3 files in" in listed
+    assert "bridge.pdf  2 pages, 2 passages" in listed
+    answer = json.loads(cli("ask", "Who built the mill?", "--index", index, "--json").out)
+    assert (answer["answer"], answer["file"]) == ("Anna Voss", str(docs / "mill.txt"))
+    (docs / "mill.txt").unlink()
+    assert "1 removed, 2 unchanged" in cli("index", "--index", index).out
+    assert cli("ask", "Who built the mill?", "--index", tmp_path).code == 2
+    assert "no index here" in cli("index", "--index", tmp_path / "none").err
