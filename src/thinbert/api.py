@@ -112,6 +112,11 @@ class Model:
         """Identity of configuration, weights and tokenizer."""
         return self._checkpoint.sha256()
 
+    @property
+    def answers(self) -> bool:
+        """Whether it has a question-answering head."""
+        return self._checkpoint.has_span
+
     def forward(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         """Logits of ragged sequences that stand one after another: [T, 2] for question answering.
 

@@ -3,10 +3,12 @@
 Exit codes: 0 done, 1 no answer found, 2 wrong usage or unusable input, 130 interrupted.
 """
 
+import functools
 import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from thinbert.corpus.ask import Citation, Found, Place
     from thinbert.corpus.documents import Report
     from thinbert.model.sparsity import Sparsity
-    from thinbert.tasks.evaluate import Progress
 
 app = typer.Typer(
     name="thinbert",
@@ -194,6 +195,71 @@ def _index(
     done = ", ".join(f"{n} {what}" for n, what in (*counted, (changes.unchanged, "unchanged")) if n) or "no files"
     read = f"; {changes.bytes / 1e6:.1f} MB, {changes.pages} pages in {seconds:.1f} s" if changes.bytes else ""
     print(f"{done}{read}; {corpus.passages} passages in {index}")
+
+
+@app.command("batch")
+def _batch(
+    source: Annotated[str, typer.Argument(help=".jsonl, .csv or SQuAD .json, plain, .gz or .xz; - reads JSON lines.")],
+    out: Annotated[str, typer.Option("--out", "-o", help=".jsonl or .csv, plain or .gz; - writes JSON lines.")],
+    model: ModelOption = "default",
+    index: Annotated[Path | None, typer.Option(help="Answer from an index; records then need no context.")] = None,
+    question_field: Annotated[str, typer.Option(help="Field that holds the question.")] = "question",
+    context_field: Annotated[str, typer.Option(help="Field that holds the text, or a list of texts.")] = "context",
+    text_field: Annotated[str, typer.Option(help="Field that holds the text to classify.")] = "text",
+    pair_field: Annotated[str, typer.Option(help="Field that holds its pair, where there is one.")] = "text_pair",
+    on_error: Annotated[
+        str, typer.Option(help="keep: write `error` in the record's place and go on; or stop.")
+    ] = "keep",
+    shard: Annotated[
+        str, typer.Option(help="i/n: only every n-th record, from the i-th; for several machines.")
+    ] = "1/1",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many records.")] = None,
+    precision: PrecisionOption = "int8",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a file of questions, or classify a file of texts, keeping order and fields. An interrupted run goes on."""
+    from thinbert import batch
+    from thinbert.api import load
+    from thinbert.errors import InputError
+
+    if on_error not in ("keep", "stop"):
+        raise InputError(f"--on-error {on_error}; expected keep or stop")
+    part = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+    if part is None:
+        raise InputError(f"--shard {shard}; expected i/n, such as 1/4")
+    loaded = load(model, precision=precision, threads=threads)
+    if not loaded.answers and index is None:
+        loaded.require_class_head()
+    ask = None
+    if index is not None:
+        from thinbert.corpus.ask import ask as over
+        from thinbert.corpus.index import Corpus
+
+        loaded.require_span_head()
+        corpus = Corpus.open(index)
+        ask = functools.partial(over, loaded, corpus=corpus)
+    started = time.perf_counter()
+    with _progress("records") as progress:
+        counts = batch.run(
+            source,
+            out,
+            loaded,
+            ask=ask,
+            fields=batch.Fields(question_field, context_field, text_field, pair_field),
+            identity={"precision": precision, "index": str(index)},
+            shard=(int(part[1]), int(part[2])),
+            limit=limit,
+            stop_on_error=on_error == "stop",
+            progress=progress,
+        )
+    seconds = time.perf_counter() - started
+    if as_json:
+        print(json.dumps({"out": out, **counts, "seconds": seconds}), file=sys.stderr if out == "-" else sys.stdout)
+    else:
+        errors = f", {counts['errors']} with errors" if counts["errors"] else ""
+        rate = f"{counts['now']} in {seconds:.1f} s, {counts['now'] / max(seconds, 1e-9):.1f} a second"
+        print(f"{counts['done']} records{errors} ({rate}) in {out}", file=sys.stderr)
 
 
 def _nothing_read(report: "Report", names: list[str]) -> str:
@@ -791,7 +857,7 @@ def _bar(text: str) -> Any:
 
 
 @contextmanager
-def _progress(unit: str) -> "Iterator[Progress]":
+def _progress(unit: str) -> "Iterator[Callable[[int, int | None], None]]":
     """Progress on standard error with rate and time left: a bar on a terminal, else a line every 10 seconds."""
     if not sys.stderr.isatty():
         yield _LineProgress(unit)
@@ -819,9 +885,9 @@ class _LineProgress:
     def __init__(self, unit: str, every: float = 10.0) -> None:
         self._unit, self._every, self._rate, self._next = unit, every, _Rate(), time.monotonic() + every
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int | None) -> None:
         rate = self._rate(done)
         if time.monotonic() >= self._next and rate > 0:
             self._next = time.monotonic() + self._every
-            left = (total - done) / rate
-            print(f"{done}/{total} {self._unit}, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            of, left = (f"/{total}", f", {(total - done) / rate:.0f} s left") if total is not None else ("", "")
+            print(f"{done}{of} {self._unit}, {rate:.1f}/s{left}", file=sys.stderr, flush=True)

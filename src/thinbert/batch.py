@@ -1,0 +1,437 @@
+"""A file of questions (or texts) to a file of answers, in order; what was interrupted goes on.
+
+Answers are appended to OUT.partial, one JSON object a line, and become OUT in one step when all are there.
+OUT.partial.json says what the run was: model, settings and input must be the same when it goes on.
+"""
+
+import csv
+import fcntl
+import gzip
+import io
+import itertools
+import json
+import lzma
+import os
+import sys
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from thinbert.api import Model
+from thinbert.corpus.ask import Found
+from thinbert.errors import InputError
+from thinbert.model.checkpoint import write_atomic
+from thinbert.tasks import classify
+from thinbert.tasks.qa import Reading
+from thinbert.tasks.squad import read_json_object
+
+STDIO = "-"
+FORMATS = (".jsonl", ".csv", ".json")  # .json is SQuAD's, and only read
+_FLUSH = 64  # records after which what was written is made safe
+_OWN = ("prediction", "error")  # fields that are ours
+
+Progress = Callable[[int, int | None], None]  # records done, of (None: not known)
+Ask = Callable[[str], Found]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of a record hold what is asked."""
+
+    question: str = "question"
+    context: str = "context"  # a text, or a list of texts
+    text: str = "text"  # for classification, with
+    pair: str = "text_pair"  # as a second text where it is there
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of the input, and what is to be computed for it, or why it cannot be."""
+
+    fields: Mapping[str, Any]
+    asked: tuple[str, list[str]] | tuple[str, str | None] | str | None
+    error: str | None = None
+
+
+def run(
+    source: str,
+    out: str,
+    model: Model,
+    *,
+    ask: Ask | None = None,
+    fields: Fields | None = None,
+    identity: Mapping[str, Any] | None = None,
+    shard: tuple[int, int] = (1, 1),
+    limit: int | None = None,
+    stop_on_error: bool = False,
+    progress: Progress = lambda done, of: None,
+) -> dict[str, int]:
+    """Answers every record of `source` into `out`; "-" is standard input or output, as JSON lines.
+
+    A record keeps its fields and gets `prediction`: for question answering `answer` (None where the model says there is
+    none), `score`, `start`, `end`, `context` (number of the text, where several were given) and `no_answer`; for a
+    classifier `label` and `score`; over an index the citation. A record that cannot be computed gets `error` instead.
+
+    Args:
+        ask: answers questions over an index, in place of contexts in the records.
+        identity: what else a resumed run must have in common with the one before.
+        shard: (i, n): only every n-th record, from the i-th (from 1).
+        stop_on_error: raise at the first record that cannot be computed; what is done is kept.
+    Returns:
+        numbers of records `done` (in all), `now` (in this call) and `errors`.
+    Raises:
+        InputError: input or output cannot be used, or OUT.partial is of another run.
+    """
+    fields = fields or Fields()
+    target = None if out == STDIO else Path(out)
+    _check(source, target)
+    records = _sharded(_records(source, fields, model, ask is not None), shard)
+    records = itertools.islice(records, limit)
+    counts = {"done": 0, "now": 0, "errors": 0}
+    total = _count(source, shard, limit)
+    if target is None:
+        for line in _lines(records, model, ask, counts, stop_on_error):
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            progress(counts["done"], total)
+        return counts
+    partial = target.with_name(target.name + ".partial")
+    what = {"model": model.sha256, "source": _fingerprint(source), "shard": list(shard), "fields": vars(fields)}
+    what |= dict(identity or {})
+    try:
+        with partial.open("ab") as file:
+            _lock(file, partial)
+            done = _resume(partial, what, records)
+            counts["done"] = done
+            progress(done, total)
+            try:
+                for line in _lines(records, model, ask, counts, stop_on_error):
+                    file.write(line.encode())
+                    if counts["now"] % _FLUSH == 0:
+                        _keep(file)
+                    progress(counts["done"], total)
+            finally:
+                _keep(file)
+        _finish(partial, target)
+    except OSError as e:
+        raise InputError(f"{target}: cannot be written: {e.strerror or e}; what is done is kept in {partial}") from e
+    return counts
+
+
+# --- computing --------------------------------------------------------------------------------------------------------
+
+
+def _lines(
+    records: Iterable[Record], model: Model, ask: Ask | None, counts: dict[str, int], stop_on_error: bool
+) -> Iterator[str]:
+    """Lines of the output, in the order of the records; neighbours are computed together."""
+    waiting: deque[Record] = deque()  # given out and not yet written
+    fault: str | None = None
+
+    def good() -> Iterator[Any]:
+        nonlocal fault
+        for record in records:
+            if record.error is not None and stop_on_error:
+                fault = f"record {counts['done'] + len(waiting) + 1}: {record.error}"
+                return  # what came before it is still computed and written
+            waiting.append(record)
+            if record.error is None:
+                yield record.asked
+
+    def line(prediction: dict[str, Any] | None) -> str:
+        record = waiting.popleft()
+        counts["done"] += 1
+        counts["now"] += 1
+        counts["errors"] += record.error is not None
+        own = {"error": record.error} if record.error is not None else {"prediction": prediction}
+        return json.dumps({**record.fields, **own}, ensure_ascii=False) + "\n"
+
+    for prediction in _predictions(good(), model, ask):
+        while waiting[0].error is not None:
+            yield line(None)
+        yield line(prediction)
+    while waiting:
+        yield line(None)
+    if fault is not None:
+        raise InputError(fault)
+
+
+def _predictions(asked: Iterator[Any], model: Model, ask: Ask | None) -> Iterator[dict[str, Any]]:
+    if ask is not None:
+        for question in asked:
+            yield _found(ask(question))
+    elif model.answers:
+        # contexts are kept beside the readings: they say how many a record had
+        several: deque[bool] = deque()
+
+        def pairs() -> Iterator[tuple[str, list[str]]]:
+            for question, contexts in asked:
+                several.append(len(contexts) > 1)
+                yield question, contexts
+
+        for reading in model.read_many(pairs()):
+            yield _reading(reading, several.popleft())
+    else:
+        for logits in classify.logits(model, asked):
+            shares = classify.softmax(logits)
+            best = int(shares.argmax())
+            yield {"label": classify.class_names(model, len(shares))[best], "score": float(shares[best])}
+
+
+def _reading(reading: Reading, several: bool) -> dict[str, Any]:
+    best = reading.best
+    if best is None:
+        return {"answer": None, "no_answer": reading.no_answer}
+    place = {"context": best.context} if several else {}
+    where = {"score": best.score, "start": best.start, "end": best.end, **place}
+    return {"answer": best.text, **where, "no_answer": reading.no_answer}
+
+
+def _found(found: Found) -> dict[str, Any]:
+    if not found.citations:
+        return {"answer": None, "no_answer": found.no_answer}
+    best = found.citations[0]
+    place = {"file": best.place.file, "page": best.place.page, "start": best.place.start, "end": best.place.end}
+    return {
+        "answer": best.text,
+        "score": best.score,
+        **place,
+        "sentence": best.sentence,
+        "no_answer": found.no_answer,
+    }
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _check(source: str, target: Path | None) -> None:
+    if source != STDIO and _kind(source) not in FORMATS:
+        raise InputError(f"{source}: expected .jsonl, .csv or SQuAD .json, plain, .gz or .xz; or - for standard input")
+    if target is None:
+        return
+    if _kind(str(target)) not in FORMATS[:2]:
+        raise InputError(f"{target}: expected .jsonl or .csv, plain or .gz; or - for standard output")
+    if target.suffix == ".xz":
+        raise InputError(f"{target}: answers are written plain or as .gz")
+    if target.exists():
+        raise InputError(f"{target}: is there already; give another output, or delete it")
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent}: no such folder")
+
+
+def _kind(name: str) -> str:
+    return Path(name.removesuffix(".gz").removesuffix(".xz")).suffix
+
+
+def _open(source: str) -> AbstractContextManager[IO[bytes]]:
+    if source == STDIO:
+        return nullcontext(sys.stdin.buffer)
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+    try:
+        opened: AbstractContextManager[IO[bytes]] = openers.get(Path(source).suffix, open)(source, "rb")
+        return opened
+    except FileNotFoundError:
+        raise InputError(f"{source}: no such file") from None
+    except OSError as e:
+        raise InputError(f"{source}: cannot be read: {e.strerror or e}") from None
+
+
+def _raw(source: str) -> Iterator[Mapping[str, Any] | str]:
+    """Records of the input as they stand, or why one is none."""
+    kind = ".jsonl" if source == STDIO else _kind(source)
+    try:
+        if kind == ".json":
+            yield from _squad(source)
+            return
+        with _open(source) as file:
+            if kind == ".csv":
+                rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), restkey="", strict=True)
+                for row in rows:
+                    if "" in row:
+                        yield f"line {rows.line_num} has more columns than the header"
+                    else:
+                        yield {name: value for name, value in row.items() if value is not None}
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        value = json.loads(line)
+                    except (ValueError, RecursionError) as e:
+                        yield f"line {number} is not JSON: {e}"
+                        continue
+                    yield value if isinstance(value, dict) else f"line {number} is no JSON object"
+    except (lzma.LZMAError, gzip.BadGzipFile, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
+        raise InputError(f"{source}: damaged: {e}") from None
+
+
+def _squad(source: str) -> Iterator[Mapping[str, Any]]:
+    root = read_json_object(Path(source))
+    try:
+        for article in root["data"]:
+            for paragraph in article["paragraphs"]:
+                for qa in paragraph["qas"]:
+                    yield {"id": qa["id"], "question": qa["question"], "context": paragraph["context"]}
+    except (KeyError, TypeError) as e:
+        raise InputError(f"{source}: is not SQuAD JSON ({e!r} is missing or of another kind)") from None
+
+
+def _records(source: str, fields: Fields, model: Model, over_index: bool) -> Iterator[Record]:
+    for raw in _raw(source):
+        if isinstance(raw, str):
+            yield Record({}, None, raw)
+            continue
+        taken = [name for name in _OWN if name in raw]
+        try:
+            if taken:
+                raise InputError(f"has a field {taken[0]!r} already, which is where answers go; rename it")
+            yield Record(raw, _asked(raw, fields, model, over_index))
+        except InputError as e:
+            yield Record(raw, None, str(e))
+
+
+def _asked(raw: Mapping[str, Any], fields: Fields, model: Model, over_index: bool) -> Any:
+    if over_index:
+        return _text(raw, fields.question)
+    if not model.answers:
+        pair = raw.get(fields.pair)
+        return _text(raw, fields.text), None if pair is None else _text(raw, fields.pair)
+    contexts = raw.get(fields.context)
+    if isinstance(contexts, list) and contexts and all(isinstance(c, str) for c in contexts):
+        return _text(raw, fields.question), [_utf8(c, fields.context) for c in contexts]
+    return _text(raw, fields.question), [_text(raw, fields.context)]
+
+
+def _text(raw: Mapping[str, Any], name: str) -> str:
+    value = raw.get(name)
+    if not isinstance(value, str):
+        raise InputError(f"{name} is missing" if value is None else f"{name} is {type(value).__name__}, not text")
+    if not value.strip():
+        raise InputError(f"{name} is empty")
+    return _utf8(value, name)
+
+
+def _utf8(value: str, name: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name} has half a surrogate pair; it is not text") from None
+    return value
+
+
+def _sharded(records: Iterator[Record], shard: tuple[int, int]) -> Iterator[Record]:
+    number, of = shard
+    if not 1 <= number <= of:
+        raise InputError(f"shard {number}/{of}; expected i/n with i from 1 to n")
+    return itertools.islice(records, number - 1, None, of)
+
+
+def _count(source: str, shard: tuple[int, int], limit: int | None) -> int | None:
+    """How many records there are, where that is cheap to know."""
+    if source == STDIO or _kind(source) != ".jsonl" or Path(source).suffix != ".jsonl":
+        return None
+    with _open(source) as file:
+        lines = sum(1 for line in file if line.strip())
+    whole = len(range(shard[0] - 1, lines, shard[1]))
+    return whole if limit is None else min(whole, limit)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(source: str) -> dict[str, Any]:
+    if source == STDIO:
+        return {"name": STDIO}
+    at = Path(source).stat()
+    return {"name": Path(source).name, "size": at.st_size, "mtime_ns": at.st_mtime_ns}
+
+
+def _keep(file: IO[bytes]) -> None:
+    """What was written is on the disk from here on."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _lock(file: IO[bytes], partial: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{partial}: another run is writing here; wait for it, or give another output") from None
+
+
+def _resume(partial: Path, what: dict[str, Any], records: Iterator[Record]) -> int:
+    """Takes up a run: cuts off a torn last line, checks that it is the same run, and passes over what is done."""
+    known = partial.with_name(partial.name + ".json")
+    content_size = partial.stat().st_size
+    if content_size == 0:
+        write_atomic(known, (json.dumps(what, indent=1) + "\n").encode())
+        return 0
+    before = read_json_object(known) if known.exists() else {}
+    changed = [name for name in what if before.get(name) != what[name]]
+    if changed:
+        raise InputError(
+            f"{partial}: holds a run with other {' and '.join(changed)}; delete it to start over, "
+            "or give another output"
+        )
+    if what["source"]["name"] == STDIO:
+        raise InputError(f"{partial}: standard input cannot be taken up again; delete it to start over")
+    done = whole = 0
+    last = b""
+    with partial.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            done, whole, last = done + 1, whole + len(line), line
+    if whole < content_size:
+        os.truncate(partial, whole)
+    passed = deque(itertools.islice(records, done), maxlen=1)
+    kept = {k: v for k, v in json.loads(last).items() if k not in _OWN} if last else {}
+    if done and (not passed or dict(passed[0].fields) != kept):
+        raise InputError(f"{partial}: does not hold the first records of the input; delete it to start over")
+    return done
+
+
+def _finish(partial: Path, target: Path) -> None:
+    """Turns the lines into the file that was asked for, in one step."""
+    known = partial.with_name(partial.name + ".json")
+    made = target.with_name(f".{target.name}.tmp")
+    packed = target.suffix == ".gz"
+    if _kind(str(target)) == ".csv" or packed:
+        opener: Callable[..., Any] = gzip.open if packed else open
+        with partial.open("rb") as lines, opener(made, "wb") as out:
+            if _kind(str(target)) == ".csv":
+                _write_csv(lines, out, partial)
+            else:
+                for line in lines:
+                    out.write(line)
+        made.replace(target)
+        partial.unlink()
+    else:
+        partial.replace(target)
+    known.unlink(missing_ok=True)
+
+
+def _write_csv(lines: IO[bytes], out: IO[bytes], partial: Path) -> None:
+    """Columns of the input, then prediction_… and error; which there are is seen in a first pass."""
+    columns: dict[str, None] = {}
+    own: dict[str, None] = {}
+    for row in map(_flat, lines):
+        for name in row:
+            (own if name.startswith("prediction_") or name == "error" else columns)[name] = None
+    text = io.TextIOWrapper(out, encoding="utf-8", newline="", write_through=True)
+    writer = csv.DictWriter(text, [*columns, *own], restval="")
+    writer.writeheader()
+    with partial.open("rb") as again:
+        for row in map(_flat, again):
+            writer.writerow(row)
+    text.detach()
+
+
+def _flat(line: bytes) -> dict[str, Any]:
+    record = json.loads(line)
+    prediction = record.pop("prediction", None) or {}
+    row = {k: json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v for k, v in record.items()}
+    return row | {f"prediction_{k}": v for k, v in prediction.items()}

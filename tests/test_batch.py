@@ -1,0 +1,211 @@
+"""`thinbert batch`: order, fields, errors in line, every format, and runs that are interrupted at any byte."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Cli
+
+TEXTS = ["Anna Voss built the mill in 1802.", "Bread is made from flour, water and salt."]
+ASKED = ["Who built the mill?", "What is bread made from?"]
+
+
+def records(count: int = 6) -> list[dict[str, Any]]:
+    return [{"n": i, "question": ASKED[i % 2], "context": TEXTS[i % 2], "extra": {"é": [i]}} for i in range(count)]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_order_and_fields_are_kept(cli: Cli, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", records()), tmp_path / "out.jsonl"
+    r = cli("batch", source, "-o", out, "--json")
+    assert r.code == 0, r.err
+    assert json.loads(r.out)["done"] == 6
+    rows = read(out)
+    assert [{k: v for k, v in row.items() if k != "prediction"} for row in rows] == records()
+    for row in rows:
+        p = row["prediction"]
+        assert row["context"][p["start"] : p["end"]] == p["answer"]
+        assert 0 <= p["no_answer"] <= 1
+    assert [row["prediction"]["answer"] for row in rows[:2]] == ["Anna Voss", "flour, water and salt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    again = cli("batch", source, "-o", out)
+    assert (again.code, again.out) == (2, "")
+    assert "is there already" in again.err
+
+
+def test_errors_stand_in_their_place(cli: Cli, tmp_path: Path) -> None:
+    rows: list[Any] = [
+        records()[0],
+        {"question": "Who?"},
+        {"question": 3, "context": "x"},
+        {"question": " ", "context": "x"},
+        [1],
+        {"question": "Who built it?", "context": TEXTS[0], "prediction": 1},
+        {"question": "Who built the mill?", "context": TEXTS},
+        {"question": "Who?", "context": "half \ud83d pair"},
+    ]
+    source = write(tmp_path / "in.jsonl", rows)
+    source.write_text(source.read_text() + "{broken\n")
+    r = cli("batch", source, "-o", "-")
+    assert r.code == 0
+    found = [json.loads(line) for line in r.out.splitlines()]
+    assert [row.get("error") for row in found] == [
+        None,
+        "context is missing",
+        "question is int, not text",
+        "question is empty",
+        "line 5 is no JSON object",
+        "has a field 'prediction' already, which is where answers go; rename it",
+        None,
+        "context has half a surrogate pair; it is not text",
+        "line 9 is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    ]
+    assert found[6]["prediction"]["context"] == 0
+    assert "9 records, 7 with errors" in r.err
+    out = tmp_path / "out.jsonl"
+    stopped = cli("batch", source, "-o", out, "--on-error", "stop")
+    assert stopped.code == 2
+    assert "record 2: context is missing" in stopped.err
+    assert not out.exists()
+
+
+def test_formats(cli: Cli, tmp_path: Path) -> None:
+    table = tmp_path / "in.csv.gz"
+    with gzip.open(table, "wt", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "q", "c"])
+        writer.writeheader()
+        writer.writerows({"id": n, "q": ASKED[n % 2], "c": TEXTS[n % 2] + "\nmore"} for n in range(3))
+    options = ["--question-field", "q", "--context-field", "c"]
+    assert cli("batch", table, "-o", tmp_path / "out.csv", *options).code == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    assert [row["prediction_answer"] for row in rows] == ["Anna Voss", "flour, water and salt", "Anna Voss"]
+    assert [row["id"] for row in rows] == ["0", "1", "2"]
+    assert rows[0]["c"] == TEXTS[0] + "\nmore"
+
+    squad = {
+        "data": [{"paragraphs": [{"context": TEXTS[0], "qas": [{"id": "a", "question": ASKED[0], "answers": []}]}]}]
+    }
+    (tmp_path / "s.json").write_text(json.dumps(squad))
+    assert cli("batch", tmp_path / "s.json", "-o", tmp_path / "s.jsonl.gz").code == 0
+    with gzip.open(tmp_path / "s.jsonl.gz", "rt") as file:
+        row = json.loads(file.read())
+    assert (row["id"], row["prediction"]["answer"]) == ("a", "Anna Voss")
+
+    piped = cli("batch", "-", "-o", "-", stdin="".join(json.dumps(r) + "\n" for r in records(2)).encode())
+    assert [json.loads(line)["prediction"]["answer"] for line in piped.out.splitlines()][:1] == ["Anna Voss"]
+
+
+def test_shards_and_limits_divide_the_records(cli: Cli, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", records(7))
+    seen = []
+    for i in (1, 2, 3):
+        out = tmp_path / f"out{i}.jsonl"
+        assert cli("batch", source, "-o", out, "--shard", f"{i}/3").code == 0
+        seen += [row["n"] for row in read(out)]
+    assert seen == [0, 3, 6, 1, 4, 2, 5]
+    assert cli("batch", source, "-o", tmp_path / "few.jsonl", "--limit", 2).code == 0
+    assert len(read(tmp_path / "few.jsonl")) == 2
+
+
+def test_an_interrupted_run_goes_on(cli: Cli, tmp_path: Path) -> None:
+    source, whole, out = write(tmp_path / "in.jsonl", records(9)), tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert cli("batch", source, "-o", whole).code == 0
+    content = whole.read_bytes()
+    partial, known = tmp_path / "out.jsonl.partial", tmp_path / "out.jsonl.partial.json"
+    process = start(source, out)
+    wait_for(known)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    described = known.read_text()
+    lines = content.splitlines(keepends=True)
+    for cut in (0, 10, len(lines[0]), len(lines[0]) + 1, len(content) - 1, len(content)):
+        out.unlink(missing_ok=True)
+        partial.write_bytes(content[:cut])
+        known.write_text(described)
+        r = cli("batch", source, "-o", out, "--json")
+        assert r.code == 0, r.err
+        assert json.loads(r.out)["now"] == 9 - content[:cut].count(b"\n")
+        assert out.read_bytes() == content
+        assert not partial.exists()
+        assert not known.exists()
+
+
+def test_another_run_is_refused(cli: Cli, tmp_path: Path, tiny_folder: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", [*records(3), {"question": "x"}, *records(3)]), tmp_path / "out.jsonl"
+    assert cli("batch", source, "-o", out, "--on-error", "stop").code == 2
+    partial = tmp_path / "out.jsonl.partial"
+    assert len(read(partial)) == 3  # what came before the fault is kept
+    for change, message in (
+        (("--model", tiny_folder), "holds a run with other model"),
+        (("--shard", "1/2"), "other shard"),
+        (("--precision", "float32"), "other precision"),
+    ):
+        r = cli("batch", source, "-o", out, *change)
+        assert r.code == 2
+        assert message in r.err
+    partial.write_text('{"n": 7, "prediction": {}}\n')
+    assert "does not hold the first records of the input" in cli("batch", source, "-o", out).err
+    stamp = source.stat()
+    os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 10**9))
+    assert "other source" in cli("batch", source, "-o", out).err
+
+
+def test_over_an_index(cli: Cli, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for n, text in enumerate(TEXTS):
+        (docs / f"{n}.txt").write_text(text)
+    assert cli("index", docs, "--index", tmp_path / "index").code == 0
+    source = write(tmp_path / "in.jsonl", [{"question": q} for q in ASKED])
+    assert cli("batch", source, "-o", tmp_path / "out.jsonl", "--index", tmp_path / "index").code == 0
+    predictions = [row["prediction"] for row in read(tmp_path / "out.jsonl")]
+    assert [p["answer"] for p in predictions] == ["Anna Voss", "flour, water and salt"]
+    assert [Path(p["file"]).name for p in predictions] == ["0.txt", "1.txt"]
+
+
+def test_wrong_use(cli: Cli, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", records(1))
+    for arguments, message in (
+        ((tmp_path / "none.jsonl", "-o", "-"), "no such file"),
+        ((tmp_path / "x.txt", "-o", "-"), "expected .jsonl, .csv or SQuAD .json"),
+        ((source, "-o", tmp_path / "x.txt"), "expected .jsonl or .csv"),
+        ((source, "-o", tmp_path / "x.jsonl.xz"), "are written plain or as .gz"),
+        ((source, "-o", tmp_path / "no" / "x.jsonl"), "no such folder"),
+        ((source, "-o", "-", "--shard", "3/2"), "shard 3/2; expected i/n"),
+        ((source, "-o", "-", "--shard", "x"), "--shard x; expected i/n"),
+        ((source, "-o", "-", "--on-error", "x"), "--on-error x; expected keep or stop"),
+    ):
+        r = cli("batch", *arguments)
+        assert (r.code, r.out) == (2, ""), arguments
+        assert message in r.err, r.err
+
+
+def start(source: Path, out: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "thinbert", "batch", str(source), "-o", str(out)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(2000):
+        if path.exists():
+            return
+        time.sleep(0.005)
+    pytest.fail(f"{path} did not come")
