@@ -262,6 +262,63 @@ def _batch(
         print(f"{counts['done']} records{errors} ({rate}) in {out}", file=sys.stderr)
 
 
+@app.command("serve")
+def _serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="NAME=MODEL or MODEL; may be repeated. [default: the bundled one, as `default`]"
+        ),
+    ] = None,
+    index: Annotated[Path | None, typer.Option(help="Index to answer from; made if it is not there.")] = None,
+    uploads: Annotated[
+        Path | None, typer.Option(help="Folder that keeps uploaded files. [default: INDEX-uploads]")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8800,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="THINBERT_API_KEY", help="Key that requests must carry; may be repeated."),
+    ] = None,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="Origin of other pages whose scripts may ask (CORS); may be repeated.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request.")] = 30.0,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests in flight; more are told to try again.")] = 256,
+    max_body_mb: Annotated[float, typer.Option(min=0.001, help="Size of a request.")] = 2.0,
+    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="Size of an upload.")] = 100.0,
+    log_content: Annotated[bool, typer.Option(help="Log questions and answers too.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log no requests.")] = False,
+    precision: PrecisionOption = "int8",
+    threads: ThreadsOption = None,
+) -> None:
+    """Serve answers over HTTP, with a page to ask and add documents, and the APIs that other clients speak.
+
+    Without --index, uploads are kept until the server ends.
+    """
+    from thinbert.errors import InputError
+
+    try:
+        from thinbert.serve.run import serve
+    except ModuleNotFoundError as e:
+        if e.name and e.name.startswith("thinbert"):
+            raise
+        raise InputError(f"serving needs {e.name}: pip install 'thinbert[serve]'") from e
+    from thinbert.serve.app import Settings
+
+    settings = Settings(
+        max_body_mb=max_body_mb,
+        max_upload_mb=max_upload_mb,
+        max_waiting=max_waiting,
+        timeout=timeout,
+        keys=tuple(api_key or ()),
+        origins=tuple(origin or ()),
+        log=not quiet,
+        log_content=log_content,
+    )
+    serve(model or ["default"], index, uploads, host, port, settings, precision=precision, threads=threads)
+
+
 def _nothing_read(report: "Report", names: list[str]) -> str:
     """Why there is nothing to ask."""
     if len(report.skipped) == 1:

@@ -257,6 +257,10 @@ class Corpus:
             changes.added += 1
         return True
 
+    def reload(self) -> None:
+        """Sees what was committed just now; otherwise it is seen within half a second."""
+        self._index.reload()
+
     # --- reading it ---------------------------------------------------------------------------------------------------
 
     def files(self) -> list[File]:

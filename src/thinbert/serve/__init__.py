@@ -1,0 +1,1 @@
+"""The server: HTTP around the library, requests that arrive together computed together."""

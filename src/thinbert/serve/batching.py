@@ -1,0 +1,178 @@
+"""Requests that wait at the same moment are computed in one pass of the engine.
+
+A Batcher stands in a Model where its engine stood, so everything that a model can do (read, pipeline, ask, classify) is
+batched across the threads that do it, and none of them knows. While a pass runs, others gather; nobody is ever waited
+for. A pass takes windows from all that wait in turn, so a long document does not stand before a short question.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from thinbert.api import Runtime
+from thinbert.errors import Error
+from thinbert.model.weights import Array, Ints
+
+PASS_TOKENS = 4096  # in one pass: what bounds how long a new arrival waits for the one that runs
+
+Observer = Callable[[int, int], None]  # called with the tokens and the requests of each pass
+
+
+class CancelledError(Error):
+    """Nobody waits for this any more."""
+
+
+class Ticket:
+    """One request's right to be computed; withdrawn when its client has gone or its time is up."""
+
+    def __init__(self) -> None:
+        self._gone = threading.Event()
+
+    def cancel(self) -> None:
+        self._gone.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._gone.is_set()
+
+
+current_ticket: ContextVar[Ticket | None] = ContextVar("current_ticket", default=None)
+
+
+@dataclass(eq=False)  # a call is itself, whatever it asks
+class _Call:
+    """A call to the runtime that waits, whole or in part."""
+
+    kind: str  # method of the runtime
+    ids: Ints
+    types: Ints
+    lengths: list[int]
+    ticket: Ticket | None
+    ends: list[int] = field(init=False)
+    parts: list[Array] = field(default_factory=list)  # results so far, in order
+    taken: int = 0  # sequences that were given to a pass
+    error: BaseException | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.ends = np.cumsum(self.lengths).tolist()
+
+    def slice(self, first: int, last: int) -> slice:
+        return slice(self.ends[first - 1] if first else 0, self.ends[last - 1])
+
+    def finish(self, error: BaseException | None = None) -> None:
+        self.error = error
+        self.done.set()
+
+
+class Batcher:
+    """A runtime (see thinbert.api.Runtime) that gathers the calls of many threads. Close it to end its thread."""
+
+    def __init__(
+        self, runtime: Runtime, *, pass_tokens: int = PASS_TOKENS, observe: Observer = lambda tokens, calls: None
+    ) -> None:
+        self._runtime, self._pass_tokens, self._observe = runtime, pass_tokens, observe
+        self._waiting: deque[_Call] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="thinbert-batcher", daemon=True)
+        self._thread.start()
+
+    def span_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        return self._compute("span_logits", token_ids, token_types, lengths)
+
+    def first_tokens(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        return self._compute("first_tokens", token_ids, token_types, lengths)
+
+    @property
+    def waiting_tokens(self) -> int:
+        with self._changed:
+            return sum(call.ends[-1] for call in self._waiting)
+
+    def close(self) -> None:
+        """Computes what waits, and ends."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _compute(self, kind: str, ids: Ints, types: Ints, lengths: Sequence[int]) -> Array:
+        if not lengths:
+            raise ValueError("no sequences")
+        call = _Call(kind, np.asarray(ids), np.asarray(types), list(lengths), current_ticket.get())
+        with self._changed:
+            if self._closed:
+                raise CancelledError("the server is closing")
+            self._waiting.append(call)
+            self._changed.notify()
+        call.done.wait()
+        if call.error is not None:
+            raise call.error
+        return call.parts[0] if len(call.parts) == 1 else np.concatenate(call.parts)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                taken = self._take()
+            if taken:
+                self._run(taken)
+
+    def _take(self) -> list[tuple[_Call, int, int]]:
+        """Sequences first … last of calls of one kind, one of each call in turn, up to the tokens of a pass."""
+        for call in [c for c in self._waiting if c.ticket is not None and c.ticket.cancelled]:
+            self._waiting.remove(call)
+            call.finish(CancelledError("the request was withdrawn"))
+        if not self._waiting:
+            return []
+        same = [c for c in self._waiting if c.kind == self._waiting[0].kind]
+        wanted = dict.fromkeys(map(id, same), 0)
+        room = self._pass_tokens
+        more = True
+        while more:
+            more = False
+            for call in same:
+                next_one = call.taken + wanted[id(call)]
+                if next_one < len(call.lengths) and (call.lengths[next_one] <= room or room == self._pass_tokens):
+                    room -= call.lengths[next_one]
+                    wanted[id(call)] += 1
+                    more = True
+        taken = []
+        for call in same:
+            if wanted[id(call)]:
+                taken.append((call, call.taken, call.taken + wanted[id(call)]))
+                call.taken += wanted[id(call)]
+                if call.taken == len(call.lengths):
+                    self._waiting.remove(call)
+        return taken
+
+    def _run(self, taken: list[tuple[_Call, int, int]]) -> None:
+        ids = np.concatenate([call.ids[call.slice(a, b)] for call, a, b in taken])
+        types = np.concatenate([call.types[call.slice(a, b)] for call, a, b in taken])
+        lengths = [n for call, a, b in taken for n in call.lengths[a:b]]
+        try:
+            result = getattr(self._runtime, taken[0][0].kind)(ids, types, lengths)
+        except Exception as e:  # it is theirs who asked, and the next pass is another
+            for call, _, _ in taken:
+                with self._changed:
+                    if call in self._waiting:
+                        self._waiting.remove(call)
+                call.finish(e)
+            return
+        self._observe(len(ids), len(taken))
+        by_token = taken[0][0].kind == "span_logits"
+        place = 0
+        for call, a, b in taken:
+            at = call.slice(a, b)
+            count = at.stop - at.start if by_token else b - a
+            call.parts.append(result[place : place + count].copy())  # a part must not keep the whole pass in memory
+            place += count
+            if call.taken == len(call.lengths):
+                call.finish()

@@ -1,0 +1,166 @@
+"""What stands before every request: keys, sizes, headers, counting and the log. Plain ASGI, so that bodies stream."""
+
+import contextlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_log = logging.getLogger("thinbert.serve")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Without a key: what orchestrators ask, and the page, which holds nothing and asks for the key itself.
+_OPEN = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json")
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+)
+
+
+class Metrics:
+    """Counters in the words of Prometheus, one set for each server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.requests = Counter("thinbert_requests", "Requests by route and status", ["route", "status"], registry=r)
+        self.seconds = Histogram(
+            "thinbert_request_seconds",
+            "Time from the first byte of a request to the last of its answer",
+            ["route"],
+            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+            registry=r,
+        )
+        self.in_flight = Gauge("thinbert_requests_in_flight", "Requests that wait or are computed", registry=r)
+        self.tokens = Counter("thinbert_tokens", "Tokens that were computed", registry=r)
+        self.pass_tokens = Histogram(
+            "thinbert_pass_tokens", "Tokens of a pass", buckets=(64, 128, 256, 512, 1024, 2048, 4096), registry=r
+        )
+        self.pass_calls = Histogram(
+            "thinbert_pass_requests", "Requests computed together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=r
+        )
+        self.documents = Gauge("thinbert_documents", "Documents that are indexed", registry=r)
+
+    def observe_pass(self, tokens: int, calls: int) -> None:
+        self.tokens.inc(tokens)
+        self.pass_tokens.observe(tokens)
+        self.pass_calls.observe(calls)
+
+
+class Guard:
+    """Around the whole application: answers 401 and 413 itself, adds headers, counts and logs what went through."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        metrics: Metrics,
+        keys: Sequence[str] = (),
+        max_body: Callable[[str], int] = lambda path: 1 << 20,
+        log: bool = True,
+    ) -> None:
+        self._app, self._metrics, self._max_body, self._log = app, metrics, max_body, log
+        self._keys = [k.encode() for k in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                names = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *((n, v) for n, v in _HEADERS if n not in names)]
+            await send(message)
+
+        limit = self._max_body(scope["path"])
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        try:
+            if not self._allowed(scope, headers):
+                extra = [(b"www-authenticate", b"Bearer")]
+                await _answer(sending, 401, "a key is needed: send Authorization: Bearer KEY, or X-API-Key: KEY", extra)
+            elif (length := headers.get(b"content-length", b"0")).isdigit() and int(length) > limit:
+                await _answer(sending, 413, _too_large(limit))
+            else:
+                await self._within(scope, receive, sending, limit)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            seconds = time.perf_counter() - started
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(seconds)
+            if self._log:
+                line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": scope["method"]}
+                line |= {"route": route, "status": status, "ms": round(1e3 * seconds, 1)}
+                _log.info(json.dumps({**line, **scope.get("state", {}).get("log", {})}, ensure_ascii=False))
+
+    async def _within(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        """Passes a body on until it is larger than it may be: a length may be missing, or a lie."""
+        read, begun, over = 0, False, False
+
+        async def receiving() -> Message:
+            nonlocal read, over
+            message = await receive()
+            if message["type"] == "http.request":
+                read += len(message.get("body", b""))
+                if read > limit:
+                    over = True
+                    raise _TooLargeError
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            if over:
+                return  # whatever the application makes of its broken body
+            begun = True
+            await send(message)
+
+        with contextlib.suppress(_TooLargeError):
+            await self._app(scope, receiving, watched)
+        if over and not begun:
+            await _answer(send, 413, _too_large(limit))
+
+    def _allowed(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
+        path = scope["path"]
+        page = scope["method"] in ("GET", "HEAD") and (path == "/" or path.startswith("/web/"))
+        if not self._keys or page or path in _OPEN:
+            return True
+        bearer = headers.get(b"authorization", b"")
+        given = bearer[7:].strip() if bearer[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
+        # every key is compared, each in constant time: how long it takes says nothing of which came near
+        return any([hmac.compare_digest(given, key) for key in self._keys])  # noqa: C419
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+def _too_large(limit: int) -> str:
+    return f"the request is larger than {limit / 1e6:g} MB"
+
+
+async def _answer(send: Send, status: int, error: str, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    body = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *extra]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,132 @@
+"""The batcher: what many threads ask at once is computed together, and everybody gets their own."""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from thinbert.serve.batching import Batcher, CancelledError, Ticket, current_ticket
+
+
+class Slow:
+    """A runtime that answers each token by its own id, and remembers what it was given."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.passes: list[list[int]] = []
+        self.kinds: list[str] = []
+        self._seconds = seconds
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def span_logits(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+        self.gate.wait()
+        time.sleep(self._seconds)
+        if (ids == 666).any():
+            raise RuntimeError("a bad token")
+        self.passes.append(list(lengths))
+        self.kinds.append("span")
+        return np.stack([ids, types], axis=1).astype(np.float32)
+
+    def first_tokens(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+        self.passes.append(list(lengths))
+        self.kinds.append("first")
+        return ids[np.cumsum([0, *lengths[:-1]])].astype(np.float32)[:, None]
+
+
+def ask(batcher: Batcher, lengths: list[int], first: int) -> np.ndarray:
+    ids = np.arange(first, first + sum(lengths), dtype=np.int32)
+    return batcher.span_logits(ids, np.ones_like(ids), lengths)
+
+
+def test_everybody_gets_their_own() -> None:
+    runtime = Slow(0.002)
+    batcher = Batcher(runtime, pass_tokens=100)
+    random = np.random.RandomState(0)
+    jobs = [(random.randint(1, 60, random.randint(1, 6)).tolist(), 10_000 * n) for n in range(1, 60)]
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(lambda job: ask(batcher, *job), jobs))
+    for (lengths, first), result in zip(jobs, results, strict=True):
+        assert result[:, 0].tolist() == list(range(first, first + sum(lengths)))
+    assert sum(map(sum, runtime.passes)) == sum(sum(lengths) for lengths, _ in jobs)
+    assert len(runtime.passes) < sum(len(lengths) for lengths, _ in jobs) / 1.3  # gathered
+    assert all(sum(p) <= 100 for p in runtime.passes)
+    batcher.close()
+
+
+def test_a_long_request_lets_a_short_one_by() -> None:
+    runtime = Slow(0.01)
+    batcher = Batcher(runtime, pass_tokens=100)
+    ends: dict[str, float] = {}
+
+    def run(name: str, lengths: list[int]) -> None:
+        ask(batcher, lengths, 1000)
+        ends[name] = time.perf_counter()
+
+    long = threading.Thread(target=run, args=("long", [50] * 60))
+    long.start()
+    time.sleep(0.03)
+    run("short", [10])
+    long.join()
+    assert ends["short"] < ends["long"] - 0.1
+    batcher.close()
+
+
+def test_a_sequence_longer_than_a_pass_is_computed_alone() -> None:
+    runtime = Slow()
+    batcher = Batcher(runtime, pass_tokens=20)
+    assert len(ask(batcher, [5, 50, 5], 0)) == 60
+    assert [50] in runtime.passes
+    batcher.close()
+
+
+def test_what_is_withdrawn_is_not_computed() -> None:
+    runtime = Slow()
+    runtime.gate.clear()
+    batcher = Batcher(runtime)
+    ticket = Ticket()
+
+    def withdrawn() -> None:
+        current_ticket.set(ticket)
+        with pytest.raises(CancelledError):
+            ask(batcher, [7], 0)
+
+    first = threading.Thread(target=ask, args=(batcher, [3], 0))
+    first.start()  # holds the engine
+    time.sleep(0.02)
+    second = threading.Thread(target=withdrawn)
+    second.start()
+    time.sleep(0.02)
+    assert batcher.waiting_tokens == 7
+    ticket.cancel()
+    runtime.gate.set()
+    second.join(5)
+    first.join(5)
+    assert [7] not in runtime.passes
+    batcher.close()
+
+
+def test_a_fault_is_theirs_who_asked() -> None:
+    runtime = Slow()
+    batcher = Batcher(runtime)
+    with pytest.raises(RuntimeError, match="a bad token"):
+        ask(batcher, [3], 665)
+    assert len(ask(batcher, [3], 0)) == 3
+    batcher.close()
+    with pytest.raises(CancelledError, match="closing"):
+        ask(batcher, [3], 0)
+
+
+def test_kinds_are_not_mixed() -> None:
+    runtime = Slow(0.005)
+    batcher = Batcher(runtime)
+    with ThreadPoolExecutor(8) as pool:
+        ids = np.arange(6, dtype=np.int32)
+        spans = [pool.submit(batcher.span_logits, ids, ids, [2, 4]) for _ in range(4)]
+        firsts = [pool.submit(batcher.first_tokens, ids, ids, [2, 4]) for _ in range(4)]
+        assert all(f.result().shape == (6, 2) for f in spans)
+        assert all(f.result()[:, 0].tolist() == [0, 2] for f in firsts)
+    assert set(runtime.kinds) == {"span", "first"}
+    batcher.close()
