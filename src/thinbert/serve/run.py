@@ -1,6 +1,7 @@
 """`thinbert serve`: models, documents and settings to a running server."""
 
 import logging
+import signal
 import socket
 import sys
 import tempfile
@@ -40,7 +41,9 @@ def serve(
         InputError: a model, folder or address cannot be used.
     """
     sys.setswitchinterval(_SWITCH)
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    if not _log.handlers:
+        _log.addHandler(logging.StreamHandler(sys.stderr))  # a line of the log is JSON and nothing else
+        _log.propagate = False
     _log.setLevel(logging.INFO)
     loaded = _models(models, precision, threads)
     with ExitStack() as stack:
@@ -63,6 +66,8 @@ def serve(
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=_DRAIN, server_header=False
         )
+        # uvicorn drains, and then raises the signal it was told to end by again: that is no fault of ours
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
         uvicorn.Server(config).run(sockets=[listening])
 
 

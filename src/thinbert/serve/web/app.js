@@ -112,7 +112,8 @@ function answers(found, context, milliseconds) {
       ? [make("h2", { text: "Nearest candidate, rejected" }), citation(found.rejected, context, true)] : [];
     return [none, ...nearest, timing];
   }
-  const [best, ...others] = found.citations;
+  const best = found.citations[0];
+  const others = found.citations.slice(1).filter((c) => c.score >= 0.01); // less is noise
   const rest = others.length
     ? [make("details", {}, make("summary", { text: `${others.length} more` }), ...others.map((c) => citation(c, context, true)))]
     : [];

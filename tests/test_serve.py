@@ -1,0 +1,614 @@
+"""The server: every route, every limit, clients of others unmodified, and what happens when things go wrong."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+import files
+import thinbert
+import tiny
+from thinbert.serve.app import Settings, create_app
+from thinbert.serve.library import Library
+
+QUESTION, CONTEXT = "Who built the mill?", "Anna Voss built the mill in 1802."
+ANSWER = "Anna Voss"
+
+
+def client_of(tmp_path: Path, **changes: Any) -> TestClient:
+    models = {"default": thinbert.load("default", threads=1)}
+    library = Library(tmp_path / "index", tmp_path / "uploads")
+    return TestClient(create_app(models, library, Settings(log=False, **changes)))
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with client_of(tmp_path) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny.bert_config(id2label={"0": "negative", "1": "positive"})
+    tensors = tiny.bert_tensors(config, head="classify")
+    return tiny.write_model(tmp_path_factory.mktemp("models") / "classifier", config, tensors)
+
+
+# --- one text at a time -----------------------------------------------------------------------------------------------
+
+
+def test_hugging_face(client: TestClient) -> None:
+    inputs = {"question": QUESTION, "context": CONTEXT}
+    qa = thinbert.pipeline("question-answering", model=thinbert.load("default", threads=1))
+    expected = qa(**inputs)
+    one = client.post("/", json={"inputs": inputs})
+    assert one.status_code == 200
+    assert one.json() == pytest.approx(expected)
+    assert one.json()["answer"] == ANSWER
+    several = client.post("/models/default", json={"inputs": inputs, "parameters": {"top_k": 3}}).json()
+    assert [a["answer"] for a in several] == [a["answer"] for a in qa(**inputs, top_k=3)]
+    assert [a["answer"] for a in client.post("/", json={"inputs": [inputs]}).json()] == [ANSWER]
+    assert len(client.post("/", json={"inputs": [inputs] * 3}).json()) == 3
+
+
+def test_predict(client: TestClient) -> None:
+    asked = {"question": QUESTION, "context": CONTEXT}
+    assert client.post("/predict", json=asked).json()["answer"] == ANSWER
+    assert [a["answer"] for a in client.post("/predict", json=[asked] * 2).json()] == [ANSWER] * 2
+
+
+def test_classification(classifier: Path, tmp_path: Path) -> None:
+    models = {"mood": thinbert.load(str(classifier), threads=1)}
+    with TestClient(create_app(models, None, Settings(log=False))) as client:
+        found = client.post("/", json={"inputs": "a fine day"}).json()
+        assert {r["label"] for r in found} <= {"negative", "positive"}
+        both = client.post("/", json={"inputs": "a fine day", "parameters": {"top_k": 2}}).json()
+        assert sum(r["score"] for r in both) == pytest.approx(1)
+        pair = {"text": "a", "text_pair": "b"}
+        assert len(client.post("/models/mood", json={"inputs": [pair, "c"]}).json()) == 2
+        v2 = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a fine day", "b"]}]}
+        outputs = {o["name"]: o["data"] for o in client.post("/v2/models/mood/infer", json=v2).json()["outputs"]}
+        assert outputs["label"][0] == found[0]["label"]
+        assert outputs["score"][0] == pytest.approx(found[0]["score"], rel=1e-5)
+        wrong = client.post("/", json={"inputs": {"question": "q", "context": "c"}})
+        assert (wrong.status_code, wrong.json()["error"]) == (
+            422,
+            "no model here answers questions; start the server with one (--model)",
+        )
+        assert client.post("/v1/ask", json={"question": "q"}).status_code == 422
+        assert client.get("/v1/documents").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "error"),
+    [
+        ("/", {"inputs": {"question": "q"}}, 422, "inputs"),
+        ("/", {"inputs": []}, 422, "inputs: the list is empty"),
+        ("/", {"inputs": [{"question": "q", "context": "c"}, "text"]}, 422, "are mixed"),
+        (
+            "/",
+            {"inputs": {"question": "q", "context": "c"}, "parameters": {"topk": 3}},
+            422,
+            "parameters.topk: Extra inp",
+        ),
+        (
+            "/",
+            {"inputs": {"question": "q", "context": "c"}, "parameters": {"function_to_apply": "none"}},
+            422,
+            "not for",
+        ),
+        ("/", {"inputs": "text"}, 422, "no model here classifies texts"),
+        ("/models/other", {"inputs": {"question": "q", "context": "c"}}, 404, "no model 'other'; there are default"),
+        ("/predict", {"question": "", "context": "c"}, 422, "question: String should have at least 1 character"),
+        ("/predict", [], 422, "the list is empty"),
+        ("/v1/ask", {"question": "q", "context": " "}, 422, "context: is empty"),
+        ("/v1/ask", {"question": " "}, 422, "the question is empty"),
+        ("/v1/ask", {"question": "q", "threshold": 2}, 422, "threshold: Input should be less than or equal to 1"),
+        ("/v2/models/default/infer", {"inputs": []}, 422, "inputs: question is missing; found none"),
+        ("/v2/models/default/versions/9/infer", {"inputs": []}, 404, "no model 'default' of version 9"),
+        ("/v2/models/x/infer", {}, 404, "no model 'x'"),
+    ],
+)
+def test_bad_input_says_where(client: TestClient, path: str, body: Any, status: int, error: str) -> None:
+    r = client.post(path, json=body)
+    assert r.status_code == status
+    assert error in r.json()["error"]
+
+
+def test_not_json(client: TestClient) -> None:
+    for path in ("/", "/predict", "/v1/ask", "/v2/models/default/infer"):
+        r = client.post(path, content=b"{not json", headers={"Content-Type": "application/json"})
+        assert r.status_code == 422
+        assert "JSON" in r.json()["error"]
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def test_documents_come_and_go(client: TestClient, tmp_path: Path) -> None:
+    pdf = files.pdf([["Contents."], ["The mill was built by Anna Voss."]], labels="0 << /S /r >>")
+    sent = [("files", ("mill.pdf", pdf)), ("files", ("bread.txt", b"Bread is made from flour and water."))]
+    sent.append(("files", ("broken.pdf", b"%PDF-1.4 cut")))
+    r = client.post("/v1/documents", files=sent)
+    assert r.status_code == 201
+    assert [a["name"] for a in r.json()["added"]] == ["mill.pdf", "bread.txt"]
+    assert "is not a readable PDF" in r.json()["refused"][0]["error"]
+    mill = r.json()["added"][0]
+    assert (mill["pages"], mill["uploaded"], mill["new"]) == (2, True, True)
+    again = client.post("/v1/documents", files=sent[:1]).json()["added"][0]
+    assert (again["id"], again["new"]) == (mill["id"], False)
+    assert [d["name"] for d in client.get("/v1/documents").json()] == ["bread.txt", "mill.pdf"]
+
+    found = client.post("/v1/ask", json={"question": QUESTION}).json()
+    best = found["citations"][0]
+    assert found["answer"] == best["answer"] == ANSWER
+    assert (best["document"], best["file"], best["page"], best["page_label"]) == (mill["id"], "mill.pdf", 2, "ii")
+    page = client.get(f"/v1/documents/{mill['id']}/pages/2").json()
+    assert page["text"][best["start"] : best["end"]] == ANSWER
+    file = client.get(f"/v1/documents/{mill['id']}/file")
+    assert file.content == pdf
+    assert file.headers["content-type"] == "application/pdf"
+    assert file.headers["content-disposition"].startswith("inline")
+    for path in (f"{mill['id']}/pages/9", f"{mill['id']}/pages/0", "0000/pages/1", "0000/file"):
+        assert client.get(f"/v1/documents/{path}").status_code == 404
+
+    assert client.delete(f"/v1/documents/{mill['id']}").status_code == 204
+    assert client.delete(f"/v1/documents/{mill['id']}").status_code == 404
+    assert [d["name"] for d in client.get("/v1/documents").json()] == ["bread.txt"]
+    assert client.post("/v1/ask", json={"question": QUESTION}).json()["answer"] != ANSWER
+    assert [p.name.split("-")[1] for p in (tmp_path / "uploads").iterdir()] == ["bread.txt"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd.txt", "/etc/x.txt", "..\\..\\x.txt", "a\0b.txt", ".hidden.txt", "x" * 500 + ".txt", "é✓.txt"],
+)
+def test_names_of_uploads_are_not_trusted(name: str, client: TestClient, tmp_path: Path) -> None:
+    library: Library = client.app.state.server.library  # type: ignore[attr-defined]
+    entry, _ = library.add(name, b"Some text.")
+    kept = list((tmp_path / "uploads").iterdir())
+    assert len(kept) == 1
+    assert kept[0].parent == tmp_path / "uploads"
+    assert re.fullmatch(r"[0-9a-f]{16}-[^/\\\0.][^/\\\0]*\.txt", kept[0].name)
+    assert "/" not in entry.name
+
+
+def test_only_uploads_are_removed(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "mill.txt").write_text(CONTEXT)
+    with client_of(tmp_path) as client:
+        client.app.state.server.library.corpus.update([str(docs)])  # type: ignore[attr-defined]
+        listed = client.get("/v1/documents").json()
+        assert [(d["name"], d["uploaded"]) for d in listed] == [("mill.txt", False)]
+        r = client.delete(f"/v1/documents/{listed[0]['id']}")
+        assert (r.status_code, (docs / "mill.txt").exists()) == (422, True)
+        assert "is no upload" in r.json()["error"]
+        assert client.post("/v1/ask", json={"question": QUESTION}).json()["answer"] == ANSWER
+
+
+def test_a_text_that_comes_along(client: TestClient) -> None:
+    found = client.post("/v1/ask", json={"question": QUESTION, "context": CONTEXT}).json()
+    assert found["answer"] == ANSWER
+    assert found["citations"][0]["document"] is None
+    none = client.post("/v1/ask", json={"question": QUESTION, "context": "Bread.", "threshold": 0}).json()
+    assert none["answer"] is None
+    assert none["rejected"]["answer"] == "Bread"
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_sizes(tmp_path: Path) -> None:
+    with client_of(tmp_path, max_body_mb=0.01, max_upload_mb=0.05) as client:
+        big = {"question": "q", "context": "x" * 30_000}
+        r = client.post("/predict", json=big)
+        assert (r.status_code, r.json()["error"]) == (413, "the request is larger than 0.014096 MB")
+        # without a length, it is cut off where it is too large
+        r = client.post("/predict", content=iter([json.dumps(big).encode()[:20_000]] * 3))
+        assert r.status_code == 413
+        assert client.post("/v1/documents", files={"files": ("a.txt", b"x " * 20_000)}).status_code == 201
+        assert client.post("/v1/documents", files={"files": ("a.txt", b"x " * 40_000)}).status_code == 413
+
+
+def test_keys(tmp_path: Path) -> None:
+    with client_of(tmp_path, keys=("one", "two")) as client:
+        asked = {"question": QUESTION, "context": CONTEXT}
+        for headers in ({}, {"Authorization": "Bearer three"}, {"X-API-Key": ""}, {"Authorization": "Basic one"}):
+            r = client.post("/predict", json=asked, headers=headers)
+            assert (r.status_code, r.headers["www-authenticate"]) == (401, "Bearer")
+            assert client.get("/metrics", headers=headers).status_code == 401
+            assert client.get("/v1/documents", headers=headers).status_code == 401
+        for headers in ({"Authorization": "Bearer one"}, {"X-API-Key": "two"}):
+            assert client.post("/predict", json=asked, headers=headers).json()["answer"] == ANSWER
+        for path in ("/healthz", "/readyz", "/", "/web/app.js", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 200
+
+
+def test_headers_and_origins(client: TestClient, tmp_path: Path) -> None:
+    r = client.get("/")
+    assert r.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in r.headers["content-security-policy"]
+    asked = {"Origin": "https://elsewhere.example"}
+    assert "access-control-allow-origin" not in client.get("/healthz", headers=asked).headers
+    with client_of(tmp_path / "other", origins=("https://elsewhere.example",)) as open_client:
+        allowed = open_client.get("/healthz", headers=asked).headers["access-control-allow-origin"]
+        assert allowed == "https://elsewhere.example"
+
+
+class Slow:
+    """A runtime that takes its time."""
+
+    def __init__(self, runtime: Any, seconds: float) -> None:
+        self._runtime, self._seconds, self.calls = runtime, seconds, 0
+
+    def span_logits(self, *inputs: Any) -> Any:
+        self.calls += 1
+        time.sleep(self._seconds)
+        return self._runtime.span_logits(*inputs)
+
+
+def test_too_many_and_too_long(tmp_path: Path) -> None:
+    model = thinbert.load("default", threads=1)
+    slow = model.runtime = Slow(model.runtime, 0.4)  # type: ignore[assignment]
+    app = create_app({"default": model}, None, Settings(log=False, max_waiting=2, timeout=0.2, threads=2))
+    with TestClient(app) as client:
+        asked = {"question": QUESTION, "context": CONTEXT}
+        with ThreadPoolExecutor(6) as pool:
+            results = list(pool.map(lambda _: client.post("/predict", json=asked), range(6)))
+        codes = sorted(r.status_code for r in results)
+        assert codes == [429] * 4 + [504] * 2
+        assert all(r.headers["retry-after"] == "1" for r in results if r.status_code == 429)
+        assert next(r for r in results if r.status_code == 504).json()["error"] == "not done within 0.2 seconds"
+        text = client.get("/metrics").text
+        assert 'thinbert_requests_total{route="/predict",status="429"} 4.0' in text
+        assert "thinbert_requests_in_flight 0.0" in text
+    assert slow.calls <= 2
+
+
+def test_metrics(client: TestClient) -> None:
+    client.post("/predict", json={"question": QUESTION, "context": CONTEXT})
+    text = client.get("/metrics").text
+    assert 'thinbert_requests_total{route="/predict",status="200"} 1.0' in text
+    assert re.search(r"thinbert_tokens_total \d\d\.0", text)
+    assert "thinbert_documents 0.0" in text
+
+
+def test_the_api_is_described(client: TestClient) -> None:
+    api = client.get("/openapi.json").json()
+    assert {"/predict", "/v1/ask", "/v1/documents", "/v2/models/{name}/infer", "/healthz"} <= api["paths"].keys()
+    for name in ("/", "/docs", "/web/app.js", "/web/style.css", "/web/docs.js", "/web/icon.svg"):
+        r = client.get(name)
+        assert r.status_code == 200
+        assert not re.search(r"https?://(?!www\.w3\.org)", r.text), name  # nothing from elsewhere
+    assert client.get("/web/../app.py").status_code == 404
+
+
+# --- Open Inference Protocol ------------------------------------------------------------------------------------------
+
+
+def test_open_inference(client: TestClient) -> None:
+    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    assert client.get("/v2/models/default/versions/1/ready").json()["ready"]
+    described = client.get("/v2/models/default").json()
+    assert [i["name"] for i in described["inputs"]] == ["question", "context"]
+    tensors = [{"name": n, "datatype": "BYTES", "shape": [2, 1], "data": [v, v]} for n, v in ASKED.items()]
+    r = client.post("/v2/models/default/infer", json={"id": "7", "inputs": tensors}).json()
+    outputs = {o["name"]: o for o in r["outputs"]}
+    assert (r["id"], outputs["answer"]["data"], outputs["answer"]["shape"]) == ("7", [ANSWER] * 2, [2, 1])
+    assert (outputs["start"]["data"], outputs["end"]["data"]) == ([0, 0], [9, 9])
+    only = client.post("/v2/models/default/infer", json={"inputs": tensors, "outputs": [{"name": "start"}]}).json()
+    assert [o["name"] for o in only["outputs"]] == ["start"]
+    empty = [{"name": n, "datatype": "BYTES", "shape": [0], "data": []} for n in ASKED]
+    assert client.post("/v2/models/default/infer", json={"inputs": empty}).json()["outputs"][0]["data"] == []
+
+
+ASKED = {"question": QUESTION, "context": CONTEXT}
+
+
+def binary(texts: dict[str, list[str]], shape: list[int] | None = None) -> tuple[bytes, dict[str, str]]:
+    """A request in the binary form, and its headers."""
+    inputs, tail = [], b""
+    for name, values in texts.items():
+        data = b"".join(struct.pack("<I", len(v.encode())) + v.encode() for v in values)
+        described = {"name": name, "datatype": "BYTES", "shape": shape or [len(values)]}
+        inputs.append({**described, "parameters": {"binary_data_size": len(data)}})
+        tail += data
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    return head + tail, {"Inference-Header-Content-Length": str(len(head))}
+
+
+def test_binary_tensors(client: TestClient) -> None:
+    body, headers = binary({"question": [QUESTION], "context": [CONTEXT]})
+    r = client.post("/v2/models/default/infer", content=body, headers=headers)
+    assert r.status_code == 200
+    length = int(r.headers["inference-header-content-length"])
+    outputs, place, found = json.loads(r.content[:length])["outputs"], length, {}
+    for o in outputs:
+        size = o["parameters"]["binary_data_size"]
+        found[o["name"]] = r.content[place : place + size]
+        place += size
+    assert place == len(r.content)
+    assert found["answer"] == struct.pack("<I", len(ANSWER)) + ANSWER.encode()
+    assert np.frombuffer(found["end"], "<i8").tolist() == [9]
+    assert 0 < np.frombuffer(found["score"], "<f4")[0] <= 1
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with client_of(tmp_path_factory.mktemp("shared")) as client:
+        yield client
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_no_bytes_break_the_binary_form(shared: TestClient, data: st.DataObject) -> None:
+    body, headers = binary({"question": [QUESTION], "context": [CONTEXT]})
+    mutated = bytearray(body)
+    for _ in range(data.draw(st.integers(0, 4))):
+        kind = data.draw(st.sampled_from(["set", "cut", "grow"]))
+        at = data.draw(st.integers(0, max(0, len(mutated) - 1)))
+        if kind == "set" and mutated:
+            mutated[at] = data.draw(st.integers(0, 255))
+        elif kind == "cut":
+            del mutated[at:]
+        else:
+            mutated[at:at] = data.draw(st.binary(max_size=8))
+    lengths = st.one_of(
+        st.just(headers["Inference-Header-Content-Length"]), st.integers(-5, 400).map(str), st.just("x")
+    )
+    header = {"Inference-Header-Content-Length": data.draw(lengths)}
+    r = shared.post("/v2/models/default/infer", content=bytes(mutated), headers=header)
+    assert r.status_code in (200, 422), r.text
+    if r.status_code == 422:
+        assert r.json()["error"]
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    inputs=st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "name": st.sampled_from(["question", "context", "x", 3]),
+                "datatype": st.sampled_from(["BYTES", "FP32", "no", None]),
+                "shape": st.lists(st.integers(-1, 3) | st.just(1 << 40), max_size=3) | st.none(),
+                "data": st.recursive(st.text(max_size=5) | st.integers() | st.none(), st.lists, max_leaves=4),
+                "parameters": st.none() | st.just({"binary_data_size": 3}) | st.just([]),
+            },
+        ),
+        max_size=3,
+    )
+)
+def test_no_json_breaks_it(shared: TestClient, inputs: list[Any]) -> None:
+    r = shared.post("/v2/models/default/infer", content=json.dumps({"inputs": inputs}).encode())
+    assert r.status_code in (200, 422), r.text
+
+
+def test_schemathesis_finds_no_fault(shared: TestClient) -> None:
+    """Requests made from openapi.json, valid and not, never give 500."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", shared.app)
+
+    def check(operation: Any) -> None:
+        @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(case=operation.as_strategy())
+        def each(case: Any) -> None:
+            answer = case.call()
+            assert answer.status_code < 500, f"{operation.label}: {answer.text}"
+
+        each()
+
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) > 12
+    for operation in operations:
+        check(operation)
+
+
+# --- a real server ----------------------------------------------------------------------------------------------------
+
+
+class Running:
+    def __init__(self, tmp_path: Path, *options: str) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = tmp_path / "server.log"
+        command = [
+            sys.executable,
+            "-m",
+            "thinbert",
+            "serve",
+            "--port",
+            str(self.port),
+            "--index",
+            str(tmp_path / "index"),
+        ]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, *options], stderr=log, env={**os.environ, "THINBERT_THREADS": "1"}
+            )
+        for _ in range(300):
+            try:
+                if urllib.request.urlopen(f"{self.url}/readyz", timeout=1).status == 200:
+                    return
+            except OSError:
+                time.sleep(0.05)
+            if self.process.poll() is not None:
+                break
+        pytest.fail(self.log.read_text())
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(40)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Running]:
+    running = Running(tmp_path)
+    yield running
+    if running.process.poll() is None:
+        running.process.kill()
+        running.process.wait()
+
+
+def post(url: str, body: Any) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def test_clients_of_others(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unmodified: huggingface_hub's InferenceClient and tritonclient."""
+    from huggingface_hub import InferenceClient
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # its own server is not the hub
+
+    found = InferenceClient(model=server.url).question_answering(question=QUESTION, context=CONTEXT)
+    best = found[0] if isinstance(found, list) else found
+    assert best.answer == ANSWER
+    import tritonclient.http as triton
+
+    with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("default")
+        for as_bytes in (True, False):
+            inputs = []
+            for name, text in ASKED.items():
+                tensor = triton.InferInput(name, [1], "BYTES")
+                tensor.set_data_from_numpy(np.array([text], object), binary_data=as_bytes)
+                inputs.append(tensor)
+            outputs = [triton.InferRequestedOutput(n, binary_data=as_bytes) for n in ("answer", "score", "start")]
+            result = client.infer("default", inputs, outputs=outputs)
+            answer = result.as_numpy("answer")[0]
+            assert (answer.decode() if isinstance(answer, bytes) else answer) == ANSWER
+            assert result.as_numpy("start").tolist() == [0]
+        assert client.infer("default", inputs).as_numpy("answer").shape == (1,)
+
+
+def test_sigterm_drains(server: Running) -> None:
+    long = " ".join([CONTEXT] * 4000)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [
+            pool.submit(post, f"{server.url}/predict", {"question": QUESTION, "context": long}) for _ in range(3)
+        ]
+        time.sleep(0.4)
+        code = server.stop()
+        assert [w.result()["answer"] for w in waiting] == [ANSWER] * 3
+    assert code == 0
+    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    assert [line["status"] for line in lines if line["route"] == "/predict"] == [200] * 3
+    assert QUESTION not in server.log.read_text()  # what people ask is theirs
+
+
+def test_a_client_that_hangs_up_frees_its_work(server: Running) -> None:
+    body = json.dumps({"question": QUESTION, "context": " ".join([CONTEXT] * 30_000)}).encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as s:
+        s.sendall(head.encode() + body)
+        time.sleep(0.5)
+    begun = time.perf_counter()
+    assert post(f"{server.url}/predict", ASKED)["answer"] == ANSWER
+    assert time.perf_counter() - begun < 3
+    for _ in range(100):
+        if '"status": 499' in server.log.read_text():
+            break
+        time.sleep(0.05)
+    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    assert 'thinbert_requests_total{route="/predict",status="499"} 1.0' in text
+    tokens = float(re.search(r"thinbert_tokens_total ([\d.e+]+)", text)[1])  # type: ignore[index]
+    assert tokens < 400_000  # of some 450,000 that the whole would have been
+
+
+def test_killed_while_uploading(tmp_path: Path) -> None:
+    """What was acknowledged is there after kill -9; what was not is whole or absent."""
+    running = Running(tmp_path)
+    acknowledged: list[str] = []
+
+    def upload() -> None:
+        for n in range(1000):
+            name = f"d{n:03}.txt"
+            boundary = "x0x"
+            content = f"Document number{n}. " + "Words follow. " * 50
+            part = (
+                f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n{content}\r\n'
+            )
+            data = (part + f"--{boundary}--\r\n").encode()
+            headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{running.url}/v1/documents", data, headers)).read()
+            except OSError:
+                return
+            acknowledged.append(name)
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    while len(acknowledged) < 3:
+        time.sleep(0.01)
+    running.stop(signal.SIGKILL)
+    thread.join()
+    again = Running(tmp_path)
+    with urllib.request.urlopen(f"{again.url}/v1/documents") as answer:
+        names = {d["name"] for d in json.loads(answer.read())}
+    assert set(acknowledged) <= names
+    for n, name in enumerate(acknowledged[:3]):
+        found = post(f"{again.url}/v1/ask", {"question": f"What is document number{n}?", "threshold": 1})
+        assert found["citations"][0]["file"] == name
+    assert again.stop() == 0
+
+
+def test_starting_says_what_is_wrong(cli: Any, tmp_path: Path) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        r = cli("serve", "--port", s.getsockname()[1])
+        assert r.code == 2
+        assert "cannot listen on 127.0.0.1" in r.err
+    assert "no such folder" in cli("serve", "--model", "./nowhere").err
+    assert "a second model named 'default'" in cli("serve", "--model", "default", "--model", "default").err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    assert "is not empty and no index" in cli("serve", "--index", tmp_path / "full").err
+
+
+def test_the_loop_is_free_while_the_engine_computes(tmp_path: Path) -> None:
+    """Health is answered while long requests are computed."""
+    model = thinbert.load("default", threads=1)
+    model.runtime = Slow(model.runtime, 1.0)  # type: ignore[assignment]
+    app = create_app({"default": model}, None, Settings(log=False))
+
+    async def both() -> float:
+        import httpx
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            long = asyncio.create_task(client.post("/predict", json=ASKED))
+            await asyncio.sleep(0.1)
+            begun = time.perf_counter()
+            assert (await client.get("/healthz")).status_code == 200
+            seconds = time.perf_counter() - begun
+            assert (await long).json()["answer"] == ANSWER
+            return seconds
+
+    assert asyncio.run(both()) < 0.5
