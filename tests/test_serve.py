@@ -612,3 +612,4 @@ def test_the_loop_is_free_while_the_engine_computes(tmp_path: Path) -> None:
             return seconds
 
     assert asyncio.run(both()) < 0.5
+    app.state.server.close()
