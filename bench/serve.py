@@ -1,0 +1,140 @@
+"""The server under load, beside FastAPI around ONNX Runtime, with the load generator on the same cores. See README.md.
+
+    python bench/serve.py DATA/squad-dev-v1.1.json.xz [--connections 1 8 64] [--seconds 60] [--out FILE.json]
+
+wrk (Debian: wrk) posts SQuAD's questions with their paragraphs to /predict. Before that, the engine's own rate is
+measured on the same questions, in one process and without HTTP: what a server cannot exceed.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from compare import report
+from models import as_float
+
+HERE = Path(__file__).parent
+QUESTIONS = 2000
+PEERS = ("int8", "f32")
+# wrk's own scripting language: each thread walks through the bodies from a place of its own
+SCRIPT = """
+local bodies, n = {}, 0
+for line in io.lines("%s") do n = n + 1; bodies[n] = line end
+local at, threads = 0, 0
+function setup(thread) thread:set("id", threads); threads = threads + 1 end
+function init(args) at = (id or 0) * 997 end
+function request()
+  at = at + 1
+  return wrk.format("POST", "/predict", {["Content-Type"] = "application/json"}, bodies[at %% n + 1])
+end
+function done(summary, latency, requests)
+  io.write(string.format("RESULT %%d %%d %%f %%f %%f %%f %%d\\n", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(95), latency:percentile(99), latency.max,
+    summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.status + summary.errors.timeout))
+end
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def resident_mb(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def load(name: str, command: list[str], port: int, script: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    url = f"http://127.0.0.1:{port}/predict"
+    body = json.dumps({"question": "Who?", "context": "Anna built it."}).encode()
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})).read()
+            break
+        except OSError:
+            time.sleep(0.1)
+    rows = []
+    for connections in args.connections:
+        before = resident_mb(process.pid)
+        wrk = ["wrk", "-t1", f"-c{connections}", f"-d{args.seconds}s", "--timeout", "30s", "-s", str(script), url]
+        out = subprocess.run(wrk, capture_output=True, text=True, check=True).stdout
+        found = re.search(r"RESULT (\S+) (\S+) (\S+) (\S+) (\S+) (\S+) (\S+)", out)
+        if found is None:
+            raise SystemExit(f"wrk said nothing that is understood:\n{out}")
+        requests, duration, p50, p95, p99, longest, errors = map(float, found.groups())
+        row = {"server": name, "connections": connections, "requests_per_second": requests / (duration / 1e6)}
+        row |= {"p50_ms": p50 / 1e3, "p95_ms": p95 / 1e3, "p99_ms": p99 / 1e3, "max_ms": longest / 1e3}
+        rows.append(row | {"errors": errors, "mb_before": before, "mb_after": resident_mb(process.pid)})
+        print(json.dumps(rows[-1]), flush=True)
+    process.terminate()
+    process.wait()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is not installed; on Debian: apt install wrk")
+
+    import thinbert
+    from thinbert.tasks.squad import read_squad
+
+    every = read_squad(args.data).questions
+    asked = every[:: max(1, len(every) // QUESTIONS)][:QUESTIONS]
+    pipeline = thinbert.pipeline("question-answering", model=thinbert.load(args.model, threads=args.threads))
+    batch = [{"question": q.question, "context": q.context} for q in asked]
+    pipeline(batch[:200])
+    begun = time.perf_counter()
+    pipeline(batch)
+    rate = len(batch) / (time.perf_counter() - begun)
+    print(f"the engine's own rate: {rate:.0f} questions a second", flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        bodies = Path(folder) / "bodies.jsonl"
+        bodies.write_text("".join(json.dumps(one) + "\n" for one in batch))
+        script = Path(folder) / "post.lua"
+        script.write_text(SCRIPT % bodies)
+        port = free_port()
+        ours = [sys.executable, "-m", "thinbert", "serve", "--model", args.model, "--port", str(port), "--quiet"]
+        rows += load("thinbert", [*ours, "--threads", str(args.threads)], port, script, args)
+        for peer in args.peers:
+            port = free_port()
+            command = [sys.executable, str(HERE / "engines" / "ort_server.py"), str(as_float(args.model)), str(port)]
+            name = f"FastAPI + ONNX Runtime {peer}"
+            rows += load(name, [*command, peer, str(args.threads)], port, script, args)
+    print("\n| server | connections | requests a second | of the engine's rate | p50 | p99 | errors | MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for r in rows:
+        print(
+            f"| {r['server']} | {r['connections']} | {r['requests_per_second']:.0f} | "
+            f"{100 * r['requests_per_second'] / rate:.0f} % | {r['p50_ms']:.0f} ms | {r['p99_ms']:.0f} ms | "
+            f"{r['errors']:.0f} | {r['mb_before']:.0f} to {r['mb_after']:.0f} |"
+        )
+    report(args.out, args.threads, engine_rate=rate, seconds=args.seconds, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
