@@ -38,9 +38,10 @@ function request()
   return wrk.format("POST", "/predict", {["Content-Type"] = "application/json"}, bodies[at %% n + 1])
 end
 function done(summary, latency, requests)
+  local e = summary.errors
   io.write(string.format("RESULT %%d %%d %%f %%f %%f %%f %%d\\n", summary.requests, summary.duration,
     latency:percentile(50), latency:percentile(95), latency:percentile(99), latency.max,
-    summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.status + summary.errors.timeout))
+    e.connect + e.read + e.write + e.status + e.timeout))
 end
 """
 

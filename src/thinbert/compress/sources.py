@@ -1,6 +1,6 @@
 """What a stage learns from and is measured with: files of a data folder to examples."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -118,11 +118,15 @@ def _part(items: list[T], share: float) -> list[T]:
 
 def _of_articles(questions: tuple[Question, ...], stage: Stage, *, held: bool) -> list[Question]:
     """Questions of the articles that are held out, or of those trained on; both are spread over the file."""
-    articles = sorted({q.article for q in questions})
-    share = stage.hold_out
-    out = {a for n, a in enumerate(articles) if int(n * share + 0.5) > int((n - 1) * share + 0.5)}
-    kept = out if held else set(_part([a for a in articles if a not in out], stage.part))
+    out = held_out_articles(questions, stage.hold_out)
+    kept = out if held else set(_part(sorted({q.article for q in questions} - out), stage.part))
     return [q for q in questions if q.article in kept]
+
+
+def held_out_articles(questions: Iterable[Question], share: float) -> set[int]:
+    """Every so many-th article, from the middle of the first so many."""
+    articles = sorted({q.article for q in questions})
+    return {a for n, a in enumerate(articles) if int(n * share + 0.5) > int((n - 1) * share + 0.5)}
 
 
 def _made_unanswerable(questions: list[Question], share: float) -> list[Question]:
