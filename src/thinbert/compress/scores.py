@@ -20,6 +20,7 @@ from thinbert.tasks.squad import Dataset, Question, read_squad
 _FLOAT_EXAMPLES = 300  # the reference is slow
 _DEV_EXAMPLES = 2000  # at a stage's end, at the scales below full
 _QUICK_EXAMPLES = 1000  # on the way
+_SUREST = 30.0  # log odds that count when a probability is fitted: one that is certain must not weigh like many
 _HELD_DOCUMENTS, _HELD_BATCHES, _HELD_TOKENS = 200, 20, 8192  # of masked-language-model losses
 
 Scores = dict[str, float]
@@ -78,7 +79,7 @@ def calibrate(place: Place, stage: Stage, portable: Path) -> Scores:
         return {}
     model = thinbert.load(str(portable))
     readings = _read(model, questions)
-    odds = calibration.log_odds([r.no_answer for r in readings])
+    odds = calibration.log_odds([r.no_answer for r in readings]).clip(-_SUREST, _SUREST)
     slope, offset = calibration.fit(odds, truth)
     if slope <= 0:
         place.say(f"{stage.name}: the odds of no answer say nothing on held-out articles; the model is not calibrated")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from thinbert.api import Model
 from thinbert.corpus.index import Corpus, Hit
 from thinbert.errors import InputError
+from thinbert.tasks import qa
 from thinbert.tasks.calibration import log_odds
 from thinbert.tasks.metrics import normalize
-from thinbert.tasks.qa import Answer
+from thinbert.tasks.qa import Answer, Reading
 
 READ = 20  # passages that are read for a question
 # Most good spans overlap a better one and are dropped: ten neighbouring tokens alone hold 55 spans.
@@ -17,6 +18,7 @@ _CANDIDATES_PER_ANSWER = 60
 # What a passage's place in the search says, in log odds: this much less for one that shares nothing with the question
 # than for the best. Fitted on held-out articles (docs/results.md).
 RETRIEVAL = 3.0
+_FARTHEST = 700.0  # log odds past which exp has no float64
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Citation:
     """An answer in its place: `page.text[start:end] == text`, and the sentence around it."""
 
     text: str
-    score: float  # probability that the passage holds the answer, and that this is it
+    score: float  # probability that this is the answer (see ask)
     place: Place
     line: int  # from 1, of the page
     heading: str  # under which it stands
@@ -76,7 +78,10 @@ def ask(
     best `top_k` answers; no two of them overlap or say the same.
 
     One scale for all passages: the log odds that a passage holds the answer are the model's own, less RETRIEVAL times
-    how far its search score is below the best one's; a span's score is that probability times its share of the passage.
+    how far its search score is below the best one's. Its odds times a span's share of it are the span's weight. As in a
+    Reading, a span's share of all weights times 1 - no_answer is its score, so that all of them and no_answer sum to
+    one, and the surest passage alone decides no_answer, however many are read. The same words in several places are one
+    answer, with the scores of all of them.
 
     Raises:
         InputError: the question is empty.
@@ -92,17 +97,10 @@ def ask(
     if corpus.passages <= passages:  # few enough to leave none out
         found = {(h.file, h.page, h.start) for h in hits}
         hits += [h for h in corpus.all(passages) if (h.file, h.page, h.start) not in found]
-    candidates, no_answer = _read(model, question, hits, _CANDIDATES_PER_ANSWER * top_k)
-    distinct: list[tuple[_Candidate, list[Place]]] = []
-    for candidate in candidates:
-        same = next((also for best, also in distinct if _same(best, candidate)), None)
-        if same is None:
-            if len(distinct) == top_k:
-                continue
-            distinct.append((candidate, []))
-        elif not any(_overlap(candidate.place, p) for best, also in distinct for p in (best.place, *also)):
-            same.append(candidate.place)
-    cited = tuple(_cite(corpus, best, tuple(also)) for best, also in distinct)
+    spans = max(qa.N_BEST, math.ceil(_CANDIDATES_PER_ANSWER * top_k / max(1, len(hits))))
+    candidates, no_answer = _read(model, question, hits, spans)
+    answers = _distinct(candidates)[:top_k]
+    cited = tuple(_cite(corpus, best, score, tuple(also)) for best, score, also in answers)
     if no_answer > threshold:
         return Found((), cited[0] if cited else None, no_answer, threshold, len(hits))
     return Found(cited, None, no_answer, threshold, len(hits))
@@ -111,38 +109,56 @@ def ask(
 def _read(model: Model, question: str, hits: Sequence[Hit], spans: int) -> tuple[list[_Candidate], float]:
     """Candidates of all passages, best first, and the probability that there is none."""
     best = max((h.score for h in hits), default=0.0)
-    candidates, no_answer = [], 1.0
+    weighed: list[tuple[Hit, Reading, float]] = []  # log odds that the passage holds the answer
     readings = model.read_many(((question, [h.text]) for h in hits), n_best=spans)
     for hit, reading in zip(hits, readings, strict=True):
         if not reading.answers:
             continue
         behind = 1 - hit.score / best if best > 0 else 0.0
         odds = -float(log_odds([reading.no_answer])[0]) - RETRIEVAL * behind
-        holds = 1 / (1 + math.exp(-odds))
-        no_answer = min(no_answer, 1 - holds)
-        given = 1 - reading.no_answer
-        for answer in reading.answers:
-            candidates.append(_Candidate(hit, answer, holds * answer.score / given if given > 0 else 0.0))
+        weighed.append((hit, reading, odds))
+    if not weighed:
+        return [], 1.0
+    surest = max(odds for _, _, odds in weighed)
+    total = sum(math.exp(odds - surest) for _, _, odds in weighed)
+    there_is = 1 / (1 + math.exp(-max(-_FARTHEST, surest)))
+    candidates = []
+    for hit, reading, odds in weighed:
+        passage = there_is * math.exp(odds - surest) / total  # of the answer mass
+        inside = sum(a.score for a in reading.answers)  # what is not 1 - no_answer of it are spans past the best
+        given = max(1 - reading.no_answer, inside)
+        candidates += [_Candidate(hit, a, passage * a.score / given if given > 0 else 0.0) for a in reading.answers]
     candidates.sort(key=lambda c: -c.score)
-    return candidates, no_answer
+    return candidates, 1 - there_is
 
 
-def _same(a: _Candidate, b: _Candidate) -> bool:
-    """The same place, overlapping, or the same words elsewhere."""
-    return _overlap(a.place, b.place) or (normalize(a.answer.text) == normalize(b.answer.text) != "")
+def _distinct(candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, float, list[Place]]]:
+    """Answers with their scores and the other places where the same words stand, best first; none overlaps a better."""
+    found: dict[str, tuple[_Candidate, float, list[Place]]] = {}
+    taken: dict[tuple[str, int], list[tuple[Place, str]]] = {}  # page -> places on it, and their words
+    for candidate in candidates:
+        place = candidate.place
+        words = normalize(candidate.answer.text) or f"{place}"
+        on_page = taken.setdefault((place.file, place.page), [])
+        over = [known for other, known in on_page if place.start < other.end and other.start < place.end]
+        if over and words not in over:
+            continue  # another cut of a better answer's place
+        best, score, also = found.get(words, (candidate, 0.0, []))
+        if not over:  # else the same place, read in two passages
+            on_page.append((place, words))
+            if best is not candidate:
+                also.append(place)
+        found[words] = best, score + candidate.score, also
+    return sorted(found.values(), key=lambda answer: -answer[1])
 
 
-def _overlap(a: Place, b: Place) -> bool:
-    return (a.file, a.page) == (b.file, b.page) and a.start < b.end and b.start < a.end
-
-
-def _cite(corpus: Corpus, candidate: _Candidate, also: tuple[Place, ...]) -> Citation:
+def _cite(corpus: Corpus, candidate: _Candidate, score: float, also: tuple[Place, ...]) -> Citation:
     place = candidate.place
     page = corpus.page(place.file, place.page)
     first, last = page.sentence(place.start, place.end)
     return Citation(
         text=candidate.answer.text,
-        score=candidate.score,
+        score=score,
         place=place,
         line=page.line(place.start),
         heading=page.heading(place.start),

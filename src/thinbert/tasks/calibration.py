@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 _BINS = 10
 _ROUNDS = 100
-_LARGEST = 30.0  # log odds beyond which a float64 probability says no more
+_LARGEST = 700.0  # log odds beyond which a float64 holds no probability
 
 Values = Sequence[float] | NDArray[np.float64]
 
