@@ -61,6 +61,8 @@ def test_errors_stand_in_their_place(cli: Cli, tmp_path: Path) -> None:
         {"question": "Who built it?", "context": TEXTS[0], "prediction": 1},
         {"question": "Who built the mill?", "context": TEXTS},
         {"question": "Who?", "context": "half \ud83d pair"},
+        {"question": "Who built it?", "context": TEXTS[0], "prediction_answer": "x"},
+        {"question": "Who built it?", "context": TEXTS[0], "note": "half \ud83d pair"},
     ]
     source = write(tmp_path / "in.jsonl", rows)
     source.write_text(source.read_text() + "{broken\n")
@@ -76,11 +78,17 @@ def test_errors_stand_in_their_place(cli: Cli, tmp_path: Path) -> None:
         "has a field 'prediction' already, which is where answers go; rename it",
         None,
         "context has half a surrogate pair; it is not text",
-        "line 9 is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        "has a field 'prediction_answer' already, which is where answers go; rename it",
+        None,
+        "line 11 is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
     ]
     assert found[6]["prediction"]["context"] == 0
-    assert "9 records, 7 with errors" in r.err
+    assert found[9]["note"] == "half \ud83d pair"  # what is only passed on need not be text
+    assert "11 records, 8 with errors" in r.err
     out = tmp_path / "out.jsonl"
+    assert cli("batch", source, "-o", out).code == 0
+    assert [row.get("error") for row in read(out)] == [row.get("error") for row in found]
+    out.unlink()
     stopped = cli("batch", source, "-o", out, "--on-error", "stop")
     assert stopped.code == 2
     assert "record 2: context is missing" in stopped.err
@@ -99,6 +107,11 @@ def test_formats(cli: Cli, tmp_path: Path) -> None:
     assert [row["prediction_answer"] for row in rows] == ["Anna Voss", "flour, water and salt", "Anna Voss"]
     assert [row["id"] for row in rows] == ["0", "1", "2"]
     assert rows[0]["c"] == TEXTS[0] + "\nmore"
+
+    frame = tmp_path / "frame.csv"  # as pandas writes it, with a long text
+    frame.write_text(f',question,context\n0,{ASKED[0]},"{TEXTS[0]} {"more words " * 15_000}"\n')
+    assert cli("batch", frame, "-o", tmp_path / "frame.jsonl").code == 0
+    assert read(tmp_path / "frame.jsonl")[0]["prediction"]["answer"] == "Anna Voss"
 
     squad = {
         "data": [{"paragraphs": [{"context": TEXTS[0], "qas": [{"id": "a", "question": ASKED[0], "answers": []}]}]}]
@@ -185,6 +198,7 @@ def test_wrong_use(cli: Cli, tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", records(1))
     for arguments, message in (
         ((tmp_path / "none.jsonl", "-o", "-"), "no such file"),
+        ((tmp_path / "none.csv", "-o", tmp_path / "x.jsonl"), "no such file"),
         ((tmp_path / "x.txt", "-o", "-"), "expected .jsonl, .csv or SQuAD .json"),
         ((source, "-o", tmp_path / "x.txt"), "expected .jsonl or .csv"),
         ((source, "-o", tmp_path / "x.jsonl.xz"), "are written plain or as .gz"),

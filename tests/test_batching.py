@@ -119,6 +119,20 @@ def test_a_fault_is_theirs_who_asked() -> None:
         ask(batcher, [3], 0)
 
 
+def test_whatever_breaks_is_heard_and_the_next_pass_goes_on() -> None:
+    def broken(tokens: int, calls: int) -> None:
+        if tokens == 5:
+            raise MemoryError("no room")
+
+    batcher = Batcher(Slow(), observe=broken)
+    with pytest.raises(MemoryError):
+        ask(batcher, [5], 0)
+    assert batcher.alive
+    assert len(ask(batcher, [3], 0)) == 3
+    batcher.close()
+    assert not batcher.alive
+
+
 def test_kinds_are_not_mixed() -> None:
     runtime = Slow(0.005)
     batcher = Batcher(runtime)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -62,6 +64,12 @@ def test_html_is_what_a_reader_sees() -> None:
     assert only(latin, ".htm").text == "café"
     unclosed = only("<p>a<script>never closed", ".html")
     assert unclosed.text.strip() == "a"
+    headless = only("<!doctype html><html><head><title>T</title><body><p>Hello there.", ".html")  # valid so
+    assert headless.text.strip() == "Hello there."
+    quotes = b'<meta charset="iso-8859-1"><p>\x93It\x92s\x94'  # as browsers read it
+    assert only(quotes, ".html").text == "“It’s”"
+    for charset in ("hex", "zlib", "utf-16", "undefined", "no-such"):
+        assert only(f'<meta charset="{charset}"><p>text', ".html").text == "text"
 
 
 def test_pdf_pages_keep_number_and_label() -> None:
@@ -79,6 +87,8 @@ def test_word_paragraphs_tables_and_headings() -> None:
     page = only(files.docx(body + files.paragraph("Later")), ".docx")
     assert page.text.split("\n") == ["The mill", "Built in 1802.", "a\tb", "c\td", "Later"]
     assert page.headings == ((0, "The mill"),)
+    tabs = "<w:p><w:pPr><w:tabs><w:tab/></w:tabs></w:pPr><w:r><w:t>a</w:t><w:tab/><w:t>b</w:t></w:r></w:p>"
+    assert only(files.docx(tabs), ".docx").text == "a b"
 
 
 def test_records() -> None:
@@ -97,6 +107,12 @@ def test_records() -> None:
     ]
     tabs = parse_document("d", b"id\ttext\n1\tBuilt by hand.\n", ".tsv")
     assert tabs.pages[0].text == "Built by hand."
+    quoted = "id,text\n" + '1,"plain"\n' * 900 + '2,"He said ""yes"", and left, for good."\n3,' + "x" * 150_000 + "\n"
+    found = parse_document("d", quoted.encode(), ".csv").pages
+    assert [p.text for p in found[900:]] == ['He said "yes", and left, for good.', "x" * 150_000]
+    wide = parse_document("d", b"a,b\n1,2,3\n", ".csv").pages[0]
+    assert wide.text == "a: 1\nb: 2\ncolumn 3: 3"
+    assert len(parse_document("d", '{"text": "one\u2028two"}\n{"text": "b"}'.encode(), ".jsonl").pages) == 2
     squad = {"data": [{"title": "Mill", "paragraphs": [{"context": "One."}, {"context": "Two."}]}]}
     paragraphs = parse_document("d", json.dumps(squad).encode(), ".json")
     assert [(p.number, p.label, p.text) for p in paragraphs.pages] == [(1, "Mill", "One."), (2, "Mill", "Two.")]
@@ -108,6 +124,7 @@ def test_records() -> None:
 BOMB = files.docx("<w:p/>", parts={"word/document.xml": b"<a>" + b" " * (130 << 20) + b"</a>"})
 DEEP = files.docx("<w:p>" * 300 + "</w:p>" * 300)
 LAUGHS = files.docx("", parts={"word/document.xml": b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'})
+WIDE = files.docx("", parts={"word/document.xml": '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'.encode("utf-16")})
 
 
 @pytest.mark.parametrize(
@@ -127,7 +144,9 @@ LAUGHS = files.docx("", parts={"word/document.xml": b'<!DOCTYPE a [<!ENTITY b "c
         (BOMB, ".docx", "unpacks to more than 128 MB"),
         (DEEP, ".docx", "is nested more than 200 deep"),
         (LAUGHS, ".docx", "has a document type in its XML, which no Word document has"),
+        (WIDE, ".docx", "has a document type in its XML"),
         (files.docx("<w:p>"), ".docx", "is damaged: "),
+        (b"<![x]>", ".html", "is damaged, or not what its name says (AssertionError"),
         (b"a\nb\n", ".jsonl", "none of its lines is JSON"),
         (b"[1]", ".json", "is not SQuAD JSON"),
         (b'{"data": 3}', ".json", "is not SQuAD JSON"),
@@ -143,7 +162,8 @@ def test_what_cannot_be_read_says_why(content: bytes, suffix: str, reason: str) 
 @given(st.binary(max_size=300), st.sampled_from([".txt", ".md", ".html", ".pdf", ".docx", ".jsonl", ".csv", ".json"]))
 def test_any_bytes_are_read_or_refused(content: bytes, suffix: str) -> None:
     prefix = {".pdf": b"%PDF-1.4\n", ".docx": b"PK\3\4"}.get(suffix, b"")
-    for data in (content, prefix + content):
+    wrapped = files.docx("", parts={"word/document.xml": content}) if suffix == ".docx" else content
+    for data in (content, prefix + content, wrapped):
         try:
             document = parse_document("name", data, suffix)
         except InputError:
@@ -151,7 +171,43 @@ def test_any_bytes_are_read_or_refused(content: bytes, suffix: str) -> None:
         assert any(p.text.strip() for p in document.pages)
         for page in document.pages:
             page.text.encode()
-            assert all(0 <= at <= len(page.text) for at, _ in page.headings)
+            assert all(0 <= at <= len(page.text) and len(h) <= 200 for at, h in page.headings)
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix"),
+    [
+        ("# x" + " " * 20_000 + "x", ".md"),
+        ("```\n```\n" * 20_000 + "# h\n" * 20_000, ".md"),
+        ("a\n" + "=" * 50_000, ".md"),
+        ("<svg>" * 20_000 + "<math></math>" * 20_000, ".html"),
+        ("<title>" * 50_000 + "x", ".html"),
+        ("text " * 20_000 + "<h1></h1>" * 20_000, ".html"),
+        ("<h1>" + "<b>word</b> " * 20_000 + "</h1>", ".html"),
+        ("# " + "h" * 200_000 + "\n" + "word " * 20_000, ".md"),
+    ],
+)
+def test_time_grows_with_the_size_and_no_faster(content: str, suffix: str) -> None:
+    begun = time.perf_counter()
+    document = parse_document("name", b"word\n\n" + content.encode(), suffix)
+    pieces = [p for page in document.pages for p in passages(page)]
+    assert time.perf_counter() - begun < 3
+    assert sum(len(h) for p in pieces for _, h in p.headings) < 20 * len(content) + 1000
+
+
+def test_a_pdf_that_claims_too_much_is_cut() -> None:
+    page = files.pdf([["word " * 10]])
+    claim = page.replace(b"/Kids [4 0 R] /Count 1", b"/Kids [" + b"4 0 R " * 300 + b"] /Count 20000")
+    document = parse_document("name", claim, ".pdf")
+    assert len(document.pages) <= 10_000
+    assert any("only the first 10000 of its 20000 pages are read" in note for note in document.notes)
+
+
+def test_threads_may_read_pdfs_at_once() -> None:
+    content = files.pdf([[f"page {n}"] for n in range(30)], labels="0 << /S /r >>")
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda _: parse_document("d", content, ".pdf"), range(40)))
+    assert all(d == read[0] for d in read)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -202,6 +258,11 @@ def test_the_rest_goes_on(tmp_path: Path) -> None:
     assert [(Path(n).name, note) for n, note in report.notes] == [
         ("e.pdf", "no text layer on page 2: images, or empty")
     ]
+    os.fsencode(name := os.fsdecode(b"caf\xe9.txt"))
+    (tmp_path / name).write_text("A name of another age.")
+    report = Report()
+    assert [Path(d.name).name for d in read_documents([str(tmp_path)], report, max_mb=2)] == ["a.txt", "e.pdf"]
+    assert "its name is not UTF-8; rename it" in [reason for _, reason in report.skipped]
     with pytest.raises(InputError, match="nowhere: no such file"):
         read_document("nowhere")
     with pytest.raises(InputError, match="is a directory"):
@@ -272,5 +333,5 @@ def test_a_sentence_without_end_is_cut() -> None:
     assert (first, last) == (24_600, 25_404)
 
 
-def test_a_document_is_what_it_was_named() -> None:
-    assert isinstance(parse_document("x", b"y", ".unknown"), Document)
+def test_files_of_unknown_kinds_are_read_as_text() -> None:
+    assert parse_document("x", b"y", ".unknown") == Document("x", (Page("y"),))

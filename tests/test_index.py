@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 
 import files
 from conftest import Cli
+from thinbert.api import Model
+from thinbert.corpus.ask import ask
 from thinbert.corpus.documents import text_document
-from thinbert.corpus.index import Corpus
+from thinbert.corpus.index import Corpus, View
 from thinbert.errors import InputError
 
 
@@ -60,7 +64,7 @@ def test_it_follows_the_files(docs: Path, tmp_path: Path) -> None:
     assert found(corpus, "Petit bread") == ["mill.txt"]
     assert corpus.update([str(docs)]).unchanged == 3  # the touched one is known by its new time
 
-    (docs / "new.txt").write_text("")  # nothing to read any more
+    (docs / "new.txt").write_text("  ")  # nothing to read any more
     fourth = corpus.update()
     assert (fourth.removed, fourth.unchanged) == (1, 2)
     assert fourth.report.skipped[0][1].startswith("is empty")
@@ -71,6 +75,76 @@ def test_it_follows_the_files(docs: Path, tmp_path: Path) -> None:
     assert names(corpus) == ["mill.txt", "tower.md", "x.txt"]
     # other readers see it, also one that was open before
     assert names(Corpus.open(tmp_path / "index")) == names(corpus)
+
+
+def test_what_cannot_be_looked_at_is_kept(docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (docs / "sub").mkdir()
+    (docs / "sub" / "deep.txt").write_text("Deep text.")
+    corpus = Corpus.create(tmp_path / "index")
+    corpus.update([str(docs)])
+    listed = os.scandir
+
+    def denied(path: str) -> Any:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    changes = corpus.update([str(docs)])
+    assert changes.removed == 0
+    assert "deep.txt" in names(corpus)
+    assert [Path(name).name for name, _ in changes.report.skipped] == ["sub"]
+    monkeypatch.undo()
+    # a whole folder that is gone may be a disk that is not there; named, it is gone
+    shutil.move(docs, tmp_path / "moved")
+    assert corpus.update().removed == 0
+    docs.mkdir()
+    assert corpus.update([str(docs)]).removed == 4
+
+
+def test_a_question_sees_one_state(docs: Path, tmp_path: Path, default_model: Model) -> None:
+    """A file that changes while it is read: the answer is cited in the text it was found in."""
+    corpus = Corpus.create(tmp_path / "index")
+    corpus.update([str(docs)])
+
+    class Changing(Corpus):
+        def view(self) -> View:
+            view = super().view()
+            (docs / "mill.txt").write_text("Something else stands here now, and is longer than it was before.")
+            Corpus.open(tmp_path / "index").update([str(docs)])
+            self.reload()
+            return view
+
+    changing = Changing(corpus._index, corpus.folder)
+    found = ask(default_model, "Who built the mill?", changing, threshold=1.0)
+    best = found.citations[0]
+    assert best.text == "Anna Voss"
+    assert best.text in best.sentence
+
+
+def test_documents_of_one_name_are_two() -> None:
+    corpus = Corpus.in_memory([text_document("x", "First text about mills."), text_document("x", "Second, of bread.")])
+    assert corpus.page("x", 1).text == "First text about mills."
+    assert corpus.page("x (2)", 1).text == "Second, of bread."
+
+
+def test_a_full_disk_is_said(docs: Path, tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
+        import resource, signal
+        from pathlib import Path
+        from thinbert.corpus.index import Corpus
+        from thinbert.errors import InputError
+        corpus = Corpus.create(Path({str(tmp_path / "index")!r}))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+        try:
+            corpus.update([{str(docs)!r}])
+        except InputError as e:
+            print(e)
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert "cannot be written" in done.stdout, done.stderr
+    assert Corpus.open(tmp_path / "index").files() == []
 
 
 def test_pages_come_back_as_they_were(docs: Path, tmp_path: Path) -> None:
@@ -160,6 +234,12 @@ def test_folders_that_are_no_index(tmp_path: Path) -> None:
     (tmp_path / "old" / "thinbert-index.json").write_text("[")
     with pytest.raises(InputError, match="damaged"):
         Corpus.open(tmp_path / "old")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".managed.json").write_text("[]")  # killed while it was made
+    Corpus.create(tmp_path / "begun")
+    Corpus.open(tmp_path / "begun")
+    with pytest.raises(InputError, match=r"full/x: cannot be read as an index"):
+        Corpus.open(tmp_path / "full" / "x")
     Corpus.create(tmp_path / "hurt")
     (tmp_path / "hurt" / "meta.json").write_text("nonsense")
     with pytest.raises(InputError, match="the index is damaged"):

@@ -27,6 +27,8 @@ from starlette.testclient import TestClient
 import files
 import thinbert
 import tiny
+from thinbert.corpus.index import Corpus
+from thinbert.errors import InputError
 from thinbert.serve.app import Settings, create_app
 from thinbert.serve.library import Library
 
@@ -102,7 +104,7 @@ def test_classification(classifier: Path, tmp_path: Path) -> None:
     ("path", "body", "status", "error"),
     [
         ("/", {"inputs": {"question": "q"}}, 422, "inputs"),
-        ("/", {"inputs": []}, 422, "inputs: the list is empty"),
+        ("/", {"inputs": []}, 422, "should have at least 1 item"),
         ("/", {"inputs": [{"question": "q", "context": "c"}, "text"]}, 422, "are mixed"),
         (
             "/",
@@ -119,7 +121,7 @@ def test_classification(classifier: Path, tmp_path: Path) -> None:
         ("/", {"inputs": "text"}, 422, "no model here classifies texts"),
         ("/models/other", {"inputs": {"question": "q", "context": "c"}}, 404, "no model 'other'; there are default"),
         ("/predict", {"question": "", "context": "c"}, 422, "question: String should have at least 1 character"),
-        ("/predict", [], 422, "the list is empty"),
+        ("/predict", [], 422, "should have at least 1 item"),
         ("/v1/ask", {"question": "q", "context": " "}, 422, "context: is empty"),
         ("/v1/ask", {"question": " "}, 422, "the question is empty"),
         ("/v1/ask", {"question": "q", "threshold": 2}, 422, "threshold: Input should be less than or equal to 1"),
@@ -132,6 +134,13 @@ def test_bad_input_says_where(client: TestClient, path: str, body: Any, status: 
     r = client.post(path, json=body)
     assert r.status_code == status
     assert error in r.json()["error"]
+
+
+def test_a_small_request_makes_no_large_answer(client: TestClient) -> None:
+    for path, body in (("/", {"inputs": [1] * 900}), ("/predict", [{}] * 900), ("/predict", [1] * 100_000)):
+        r = client.post(path, json=body)
+        assert r.status_code == 422
+        assert len(r.content) < 10_000
 
 
 def test_not_json(client: TestClient) -> None:
@@ -168,6 +177,7 @@ def test_documents_come_and_go(client: TestClient, tmp_path: Path) -> None:
     assert file.content == pdf
     assert file.headers["content-type"] == "application/pdf"
     assert file.headers["content-disposition"].startswith("inline")
+    assert file.headers["content-security-policy"] == "frame-ancestors 'none'"  # or browsers do not show it
     for path in (f"{mill['id']}/pages/9", f"{mill['id']}/pages/0", "0000/pages/1", "0000/file"):
         assert client.get(f"/v1/documents/{path}").status_code == 404
 
@@ -180,7 +190,16 @@ def test_documents_come_and_go(client: TestClient, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../../etc/passwd.txt", "/etc/x.txt", "..\\..\\x.txt", "a\0b.txt", ".hidden.txt", "x" * 500 + ".txt", "é✓.txt"],
+    [
+        "../../etc/passwd.txt",
+        "/etc/x.txt",
+        "..\\..\\x.txt",
+        "a\0b.txt",
+        ".hidden.txt",
+        "x" * 500 + ".txt",
+        "é✓.txt",
+        "𐍈" * 90 + ".txt",
+    ],
 )
 def test_names_of_uploads_are_not_trusted(name: str, client: TestClient, tmp_path: Path) -> None:
     library: Library = client.app.state.server.library  # type: ignore[attr-defined]
@@ -190,6 +209,41 @@ def test_names_of_uploads_are_not_trusted(name: str, client: TestClient, tmp_pat
     assert kept[0].parent == tmp_path / "uploads"
     assert re.fullmatch(r"[0-9a-f]{16}-[^/\\\0.][^/\\\0]*\.txt", kept[0].name)
     assert "/" not in entry.name
+
+
+def test_another_process_writes(client: TestClient, tmp_path: Path) -> None:
+    """Neither an upload nor a removal is half done while `thinbert index` holds the index."""
+    sent = {"files": ("a.txt", b"Some text.")}
+    number = client.post("/v1/documents", files=sent).json()["added"][0]["id"]
+    with Corpus.open(tmp_path / "index").writer():
+        r = client.post("/v1/documents", files={"files": ("b.txt", b"Other text.")})
+        assert r.status_code == 503
+        assert "another process is writing to this index" in r.json()["error"]
+        assert client.delete(f"/v1/documents/{number}").status_code == 503
+    assert [p.name.split("-")[1] for p in (tmp_path / "uploads").iterdir()] == ["a.txt"]
+    assert client.get(f"/v1/documents/{number}/file").content == b"Some text."
+    assert client.delete(f"/v1/documents/{number}").status_code == 204
+
+
+def test_hostile_uploads_end(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thinbert.serve.parse.SECONDS", 0.05)
+    monkeypatch.setattr("thinbert.serve.parse.MEMORY", 1 << 30)
+    r = client.post("/v1/documents", files={"files": ("slow.html", b"<a " * 30_000)})
+    assert r.status_code == 422
+    assert "slow.html: takes more than" in r.json()["error"]
+
+
+def test_uploads_of_a_killed_process_are_dropped(tmp_path: Path) -> None:
+    library = Library(tmp_path / "index", tmp_path / "uploads")
+    library.add("kept.txt", b"Some text.")
+    (tmp_path / "uploads" / f"{'0' * 16}-lost.txt").write_text("never acknowledged")
+    (tmp_path / "uploads" / "theirs.txt").write_text("not one of ours")
+    again = Library(tmp_path / "index", tmp_path / "x" / ".." / "uploads")
+    assert [e.name for e in again.entries()] == ["kept.txt"]
+    assert again.entries()[0].uploaded
+    assert sorted(p.name.split("-")[-1] for p in (tmp_path / "uploads").iterdir()) == ["kept.txt", "theirs.txt"]
+    with pytest.raises(InputError, match="lies inside the index"):
+        Library(tmp_path / "index", tmp_path / "index" / "uploads")
 
 
 def test_only_uploads_are_removed(tmp_path: Path) -> None:
@@ -242,6 +296,8 @@ def test_keys(tmp_path: Path) -> None:
             assert client.post("/predict", json=asked, headers=headers).json()["answer"] == ANSWER
         for path in ("/healthz", "/readyz", "/", "/web/app.js", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 200
+    with pytest.raises(InputError, match="a key is empty"):
+        client_of(tmp_path, keys=("",))
 
 
 def test_headers_and_origins(client: TestClient, tmp_path: Path) -> None:
@@ -250,9 +306,37 @@ def test_headers_and_origins(client: TestClient, tmp_path: Path) -> None:
     assert "default-src 'none'" in r.headers["content-security-policy"]
     asked = {"Origin": "https://elsewhere.example"}
     assert "access-control-allow-origin" not in client.get("/healthz", headers=asked).headers
-    with client_of(tmp_path / "other", origins=("https://elsewhere.example",)) as open_client:
-        allowed = open_client.get("/healthz", headers=asked).headers["access-control-allow-origin"]
-        assert allowed == "https://elsewhere.example"
+    question = {"question": QUESTION, "context": CONTEXT}
+    foreign = client.post("/predict", json=question, headers=asked)
+    assert (foreign.status_code, client.get("/healthz", headers=asked).status_code) == (403, 200)
+    own = {"Origin": "http://testserver"}
+    assert client.post("/predict", json=question, headers=own).status_code == 200
+    with client_of(tmp_path / "other", origins=("https://elsewhere.example",), keys=("k",)) as open_client:
+        wanted = {**asked, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        before = open_client.options("/predict", headers=wanted)  # browsers ask first, without the key
+        assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, asked["Origin"])
+        r = open_client.post("/predict", json=question, headers={**asked, "Authorization": "Bearer k"})
+        assert (r.status_code, r.headers["access-control-allow-origin"]) == (200, asked["Origin"])
+        assert open_client.post("/predict", json=question, headers=asked).headers["access-control-allow-origin"]
+    with client_of(tmp_path / "named", hosts=("127.0.0.1", "[::1]")) as named:
+        for host, status in (("127.0.0.1:8800", 200), ("[::1]:8800", 200), ("[::1]", 200), ("evil.example:8800", 403)):
+            assert named.get("/healthz", headers={"Host": host}).status_code == status
+
+
+def test_content_is_logged_only_when_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "thinbert.serve")
+    v2 = {"inputs": [{"name": n, "datatype": "BYTES", "shape": [1], "data": [t]} for n, t in ASKED.items()]}
+    for wanted in (False, True):
+        caplog.clear()
+        models = {"default": thinbert.load("default", threads=1)}
+        with TestClient(create_app(models, None, Settings(log_content=wanted))) as client:
+            client.post("/predict", json=ASKED)
+            client.post("/v1/ask", json=ASKED)
+            client.post("/v2/models/default/infer", json=v2)
+        lines = [json.loads(r.message) for r in caplog.records]
+        assert [line["route"] for line in lines] == ["/predict", "/v1/ask", "/v2/models/{name}/infer"]
+        assert [QUESTION in json.dumps(line) for line in lines] == [wanted] * 3
+        assert [ANSWER in json.dumps(line) for line in lines] == [wanted] * 3
 
 
 class Slow:
@@ -300,7 +384,8 @@ def test_the_api_is_described(client: TestClient) -> None:
         r = client.get(name)
         assert r.status_code == 200
         assert not re.search(r"https?://(?!www\.w3\.org)", r.text), name  # nothing from elsewhere
-    assert client.get("/web/../app.py").status_code == 404
+    assert client.get("/web/..%2Fapp.py").status_code == 404
+    assert client.get("/web/app.py").status_code == 404
 
 
 # --- Open Inference Protocol ------------------------------------------------------------------------------------------
@@ -353,6 +438,21 @@ def test_binary_tensors(client: TestClient) -> None:
     assert found["answer"] == struct.pack("<I", len(ANSWER)) + ANSWER.encode()
     assert np.frombuffer(found["end"], "<i8").tolist() == [9]
     assert 0 < np.frombuffer(found["score"], "<f4")[0] <= 1
+
+
+@pytest.mark.parametrize(
+    ("body", "length"),
+    [
+        (b'{"id": "\\ud800", "inputs": []}', None),
+        (b'{"inputs": [{"name": "\\ud800", "datatype": "BYTES", "shape": [1], "data": ["x"]}]}', None),
+        (b'{"inputs": [], "outputs": [{"name": "\\ud800"}]}', None),
+        (b"{}", "9" * 5000),
+        (b"{}", "-1"),
+    ],
+)
+def test_hostile_protocol_input(client: TestClient, body: bytes, length: str | None) -> None:
+    headers = {"Inference-Header-Content-Length": length} if length else {}
+    assert client.post("/v2/models/default/infer", content=body, headers=headers).status_code == 422
 
 
 @pytest.fixture(scope="module")
@@ -525,7 +625,7 @@ def test_sigterm_drains(server: Running) -> None:
 
 def test_a_client_that_hangs_up_frees_its_work(server: Running) -> None:
     body = json.dumps({"question": QUESTION, "context": " ".join([CONTEXT] * 30_000)}).encode()
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as s:
         s.sendall(head.encode() + body)
         time.sleep(0.5)
@@ -573,6 +673,9 @@ def test_killed_while_uploading(tmp_path: Path) -> None:
     with urllib.request.urlopen(f"{again.url}/v1/documents") as answer:
         names = {d["name"] for d in json.loads(answer.read())}
     assert set(acknowledged) <= names
+    assert len(names) <= len(acknowledged) + 1
+    stored = {p.name.partition("-")[2] for p in (tmp_path / "index-uploads").iterdir()}
+    assert stored == names  # whole and indexed, or absent
     for n, name in enumerate(acknowledged[:3]):
         found = post(f"{again.url}/v1/ask", {"question": f"What is document number{n}?", "threshold": 1})
         assert found["citations"][0]["file"] == name

@@ -15,7 +15,7 @@ import os
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,9 @@ from thinbert.tasks.squad import read_json_object
 
 STDIO = "-"
 FORMATS = (".jsonl", ".csv", ".json")  # .json is SQuAD's, and only read
+_CHUNK = 64  # records that are read ahead and computed together
 _FLUSH = 64  # records after which what was written is made safe
-_OWN = ("prediction", "error")  # fields that are ours
+_OWN, _COLUMN = ("prediction", "error"), "prediction_"  # fields that are ours, and how columns of CSV begin that are
 
 Progress = Callable[[int, int | None], None]  # records done, of (None: not known)
 Ask = Callable[[str], Found]
@@ -126,38 +127,31 @@ def run(
 
 
 def _lines(
-    records: Iterable[Record], model: Model, ask: Ask | None, counts: dict[str, int], stop_on_error: bool
+    records: Iterator[Record], model: Model, ask: Ask | None, counts: dict[str, int], stop_on_error: bool
 ) -> Iterator[str]:
     """Lines of the output, in the order of the records; neighbours are computed together."""
-    waiting: deque[Record] = deque()  # given out and not yet written
-    fault: str | None = None
+    while chunk := list(itertools.islice(records, _CHUNK)):
+        faults = [n for n, record in enumerate(chunk) if record.error is not None] if stop_on_error else []
+        kept = chunk[: faults[0]] if faults else chunk  # what came before a fault is still computed and written
+        predictions = _predictions((r.asked for r in kept if r.error is None), model, ask)
+        for record in kept:
+            own = {"error": record.error} if record.error is not None else {"prediction": next(predictions)}
+            counts["done"] += 1
+            counts["now"] += 1
+            counts["errors"] += record.error is not None
+            yield _line({**record.fields, **own})
+        if faults:
+            raise InputError(f"record {counts['done'] + 1}: {chunk[faults[0]].error}")
 
-    def good() -> Iterator[Any]:
-        nonlocal fault
-        for record in records:
-            if record.error is not None and stop_on_error:
-                fault = f"record {counts['done'] + len(waiting) + 1}: {record.error}"
-                return  # what came before it is still computed and written
-            waiting.append(record)
-            if record.error is None:
-                yield record.asked
 
-    def line(prediction: dict[str, Any] | None) -> str:
-        record = waiting.popleft()
-        counts["done"] += 1
-        counts["now"] += 1
-        counts["errors"] += record.error is not None
-        own = {"error": record.error} if record.error is not None else {"prediction": prediction}
-        return json.dumps({**record.fields, **own}, ensure_ascii=False) + "\n"
-
-    for prediction in _predictions(good(), model, ask):
-        while waiting[0].error is not None:
-            yield line(None)
-        yield line(prediction)
-    while waiting:
-        yield line(None)
-    if fault is not None:
-        raise InputError(fault)
+def _line(record: Mapping[str, Any]) -> str:
+    """A record as a line of JSON: as it is read, escaped where it holds what has no encoding."""
+    text = json.dumps(record, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(record)
+    return text + "\n"
 
 
 def _predictions(asked: Iterator[Any], model: Model, ask: Ask | None) -> Iterator[dict[str, Any]]:
@@ -211,6 +205,8 @@ def _found(found: Found) -> dict[str, Any]:
 def _check(source: str, target: Path | None) -> None:
     if source != STDIO and _kind(source) not in FORMATS:
         raise InputError(f"{source}: expected .jsonl, .csv or SQuAD .json, plain, .gz or .xz; or - for standard input")
+    if source != STDIO and not Path(source).is_file():
+        raise InputError(f"{source}: no such file")
     if target is None:
         return
     if _kind(str(target)) not in FORMATS[:2]:
@@ -249,9 +245,10 @@ def _raw(source: str) -> Iterator[Mapping[str, Any] | str]:
             return
         with _open(source) as file:
             if kind == ".csv":
-                rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), restkey="", strict=True)
+                csv.field_size_limit(1 << 30)
+                rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
                 for row in rows:
-                    if "" in row:
+                    if row.pop(None, None) is not None:  # where what is over goes
                         yield f"line {rows.line_num} has more columns than the header"
                     else:
                         yield {name: value for name, value in row.items() if value is not None}
@@ -284,7 +281,7 @@ def _records(source: str, fields: Fields, model: Model, over_index: bool) -> Ite
         if isinstance(raw, str):
             yield Record({}, None, raw)
             continue
-        taken = [name for name in _OWN if name in raw]
+        taken = [name for name in raw if name in _OWN or name.startswith(_COLUMN)]
         try:
             if taken:
                 raise InputError(f"has a field {taken[0]!r} already, which is where answers go; rename it")
@@ -400,6 +397,7 @@ def _finish(partial: Path, target: Path) -> None:
     made = target.with_name(f".{target.name}.tmp")
     packed = target.suffix == ".gz"
     if _kind(str(target)) == ".csv" or packed:
+        made.unlink(missing_ok=True)
         opener: Callable[..., Any] = gzip.open if packed else open
         with partial.open("rb") as lines, opener(made, "wb") as out:
             if _kind(str(target)) == ".csv":
@@ -407,6 +405,8 @@ def _finish(partial: Path, target: Path) -> None:
             else:
                 for line in lines:
                     out.write(line)
+        with made.open("rb") as whole:
+            os.fsync(whole.fileno())  # before what it was made from goes
         made.replace(target)
         partial.unlink()
     else:
@@ -420,7 +420,7 @@ def _write_csv(lines: IO[bytes], out: IO[bytes], partial: Path) -> None:
     own: dict[str, None] = {}
     for row in map(_flat, lines):
         for name in row:
-            (own if name.startswith("prediction_") or name == "error" else columns)[name] = None
+            (own if name.startswith(_COLUMN) or name == "error" else columns)[name] = None
     text = io.TextIOWrapper(out, encoding="utf-8", newline="", write_through=True)
     writer = csv.DictWriter(text, [*columns, *own], restval="")
     writer.writeheader()
@@ -434,4 +434,4 @@ def _flat(line: bytes) -> dict[str, Any]:
     record = json.loads(line)
     prediction = record.pop("prediction", None) or {}
     row = {k: json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v for k, v in record.items()}
-    return row | {f"prediction_{k}": v for k, v in prediction.items()}
+    return row | {f"{_COLUMN}{k}": v for k, v in prediction.items()}

@@ -231,7 +231,7 @@ def _batch(
     loaded = load(model, precision=precision, threads=threads)
     if not loaded.answers and index is None:
         loaded.require_class_head()
-    ask = None
+    ask, state = None, None
     if index is not None:
         from thinbert.corpus.ask import ask as over
         from thinbert.corpus.index import Corpus
@@ -239,6 +239,7 @@ def _batch(
         loaded.require_span_head()
         corpus = Corpus.open(index)
         ask = functools.partial(over, loaded, corpus=corpus)
+        state = corpus.state()
     started = time.perf_counter()
     with _progress("records") as progress:
         counts = batch.run(
@@ -247,7 +248,7 @@ def _batch(
             loaded,
             ask=ask,
             fields=batch.Fields(question_field, context_field, text_field, pair_field),
-            identity={"precision": precision, "index": str(index)},
+            identity={"precision": precision, "index": state},
             shard=(int(part[1]), int(part[2])),
             limit=limit,
             stop_on_error=on_error == "stop",

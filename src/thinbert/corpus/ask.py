@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thinbert.api import Model
-from thinbert.corpus.index import Corpus, Hit
+from thinbert.corpus.index import Corpus, Hit, View
 from thinbert.errors import InputError
 from thinbert.tasks import qa
 from thinbert.tasks.calibration import log_odds
@@ -93,14 +93,15 @@ def ask(
         raise InputError(f"top_k is {top_k} and passages {passages}; both must be at least 1")
     if threshold is None:
         threshold = 1.0 if model.config.no_answer_threshold is None else model.config.no_answer_threshold
-    hits = corpus.search(question, passages)
-    if corpus.passages <= passages:  # few enough to leave none out
+    view = corpus.view()
+    hits = view.search(question, passages)
+    if view.passages <= passages:  # few enough to leave none out
         found = {(h.file, h.page, h.start) for h in hits}
-        hits += [h for h in corpus.all(passages) if (h.file, h.page, h.start) not in found]
+        hits += [h for h in view.all(passages) if (h.file, h.page, h.start) not in found]
     spans = max(qa.N_BEST, math.ceil(_CANDIDATES_PER_ANSWER * top_k / max(1, len(hits))))
     candidates, no_answer = _read(model, question, hits, spans)
     answers = _distinct(candidates)[:top_k]
-    cited = tuple(_cite(corpus, best, score, tuple(also)) for best, score, also in answers)
+    cited = tuple(_cite(view, best, score, tuple(also)) for best, score, also in answers)
     if no_answer > threshold:
         return Found((), cited[0] if cited else None, no_answer, threshold, len(hits))
     return Found(cited, None, no_answer, threshold, len(hits))
@@ -152,9 +153,9 @@ def _distinct(candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, float,
     return sorted(found.values(), key=lambda answer: -answer[1])
 
 
-def _cite(corpus: Corpus, candidate: _Candidate, score: float, also: tuple[Place, ...]) -> Citation:
+def _cite(view: View, candidate: _Candidate, score: float, also: tuple[Place, ...]) -> Citation:
     place = candidate.place
-    page = corpus.page(place.file, place.page)
+    page = view.page(place.file, place.page)
     first, last = page.sentence(place.start, place.end)
     return Citation(
         text=candidate.answer.text,

@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from thinbert.corpus.pages import Page
@@ -13,6 +13,7 @@ from thinbert.corpus.readers import READERS, Read, read_text
 from thinbert.errors import InputError
 
 STDIN, _STDIN_SHOWN = "-", "standard input"
+_LONGEST_HEADING = 200  # characters of headings and labels
 MAX_MB = 100  # of a file: larger ones are seldom documents, and everything of a file is held at once
 
 
@@ -69,6 +70,10 @@ def find_files(names: Iterable[str], report: Report) -> Iterator[str]:
                 raise InputError(f"{name}: matches no file")
             found = (f for m in matches for f in (_under(m, report) if Path(m).is_dir() else [m]))
         for file in found:
+            if not _is_text(file):
+                shown = tame_text(file, 1000)
+                report.skipped.append((shown, "its name is not UTF-8; rename it"))
+                continue
             key = os.path.realpath(file) if file != STDIN else file
             if key not in seen:
                 seen.add(key)
@@ -140,15 +145,35 @@ def _document(name: str, content: Callable[[], bytes], suffix: str) -> Document:
         return _checked(name, READERS.get(suffix, read_text)(content()))
     except InputError as e:
         raise InputError(f"{name}: {e}") from None
+    except Exception as e:  # readers stand on libraries, and files are hostile: one that breaks them is refused
+        raise InputError(f"{name}: is damaged, or not what its name says ({type(e).__name__}: {e})") from None
 
 
 def _checked(name: str, read: Read) -> Document:
-    """The document, if it has anything to read in it."""
-    if any("\ud800" <= c <= "\udfff" for p in read.pages for c in p.text):
-        raise InputError("is not UTF-8; convert it first")
-    if not any(p.text.strip() for p in read.pages):
+    """The document, if it has anything to read in it; headings and labels cut to what can be shown."""
+    pages = []
+    for page in read.pages:
+        if not _is_text(page.text):
+            raise InputError("is not UTF-8; convert it first")
+        headings = tuple((at, tame_text(heading, _LONGEST_HEADING)) for at, heading in page.headings)
+        pages.append(replace(page, label=tame_text(page.label, _LONGEST_HEADING), headings=headings))
+    if not any(p.text.strip() for p in pages):
         raise InputError("is empty; there is no text to look for an answer in")
-    return Document(name, read.pages, read.notes)
+    return Document(name, tuple(pages), read.notes)
+
+
+def tame_text(text: str, longest: int) -> str:
+    """At most so many characters, all of which can be stored."""
+    return text[:longest].encode(errors="replace").decode()
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be stored: no halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def content_of(path: Path, max_mb: float) -> bytes:

@@ -12,7 +12,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from thinbert.corpus.documents import MAX_MB, STDIN, Document, Report, find_file
 from thinbert.corpus.documents import content_of as read_content
 from thinbert.corpus.pages import Page, passages
 from thinbert.errors import InputError
+from thinbert.model.checkpoint import write_atomic
 
 _FORMAT = 1  # of the fields below; an index of another format is made anew by the user
 _HEAP = 64_000_000  # bytes that the writer fills before it writes a segment
 _COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # text or time after which work is made safe
 _WEIGHTS = {"body": 1.0, "heading": 0.5, "name": 0.3}  # of a word's score, by where it stands
 _MARKER = "thinbert-index.json"
+# tantivy's files of an empty index, which it makes before ours
+_BEGUN = (".managed.json", "meta.json", ".tantivy-meta.lock", ".tantivy-writer.lock")
 
 Progress = Callable[[int, int], None]  # bytes done, of
 
@@ -57,6 +61,10 @@ def _schema() -> tantivy.Schema:
     builder.add_text_field("name", tokenizer_name="words", index_option="freq")
     builder.add_bytes_field("about", stored=True)
     return builder.build()
+
+
+class BusyError(InputError):
+    """Another process is writing."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +121,14 @@ class Corpus:
     @staticmethod
     def in_memory(documents: Iterable[Document]) -> "Corpus":
         corpus = Corpus(tantivy.Index(_schema()), None)
+        names: dict[str, int] = {}
         with corpus.writer() as writer:
             for document in documents:
-                corpus.add(writer, document)
+                count = names[document.name] = names.get(document.name, 0) + 1
+                # a name is what pages are found by: a second document of it gets another
+                corpus.add(writer, replace(document, name=f"{document.name} ({count})") if count > 1 else document)
             writer.commit()
-        corpus._index.reload()
+        corpus.reload()
         return corpus
 
     @staticmethod
@@ -128,7 +139,9 @@ class Corpus:
             known = json.loads(marker.read_text())["format"]
         except FileNotFoundError:
             raise InputError(f"{folder}: no index here; make one with thinbert index FOLDER --index {folder}") from None
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except OSError as e:
+            raise InputError(f"{folder}: cannot be read as an index: {e.strerror}") from None
+        except (ValueError, KeyError, TypeError) as e:
             raise InputError(f"{marker}: damaged ({e}); delete {folder} and index again") from None
         if known != _FORMAT:
             raise InputError(
@@ -147,10 +160,10 @@ class Corpus:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # what a process killed right here left behind is an index without a marker: it is taken up
-            if any(folder.iterdir()) and not tantivy.Index.exists(str(folder)):
+            if any(_MARKER not in f.name and f.name not in _BEGUN for f in folder.iterdir()):
                 raise InputError(f"{folder}: is not empty and no index; give another --index")
             index = tantivy.Index(_schema(), path=str(folder))
-            (folder / _MARKER).write_text(json.dumps({"format": _FORMAT}) + "\n")
+            write_atomic(folder / _MARKER, (json.dumps({"format": _FORMAT}) + "\n").encode())
         except OSError as e:
             raise InputError(f"{folder}: cannot be written: {e.strerror or e}") from e
         return Corpus(index, folder)
@@ -193,7 +206,8 @@ class Corpus:
     ) -> Changes:
         """Makes the index follow the files that names mean (see documents.find_files), or, without names, the files it
         already has. New files are added; files whose size or time changed are hashed, and read again if their content
-        did; files that are gone from the named folders are removed.
+        did; files that are gone from the named folders, or hold nothing to read any more, are removed. What cannot be
+        looked at just now (a folder that may not be listed, a disk that is not there) stays as it is.
         """
         changes = Changes()
         named = list(names)
@@ -201,50 +215,66 @@ class Corpus:
         if STDIN in named:
             raise InputError("standard input cannot be indexed: it has no place to go back to; save it to a file first")
         if named:
-            found = [_absolute(f) for f in find_files(named, changes.report)]
-            roots = [_absolute(n) + os.sep for n in named if Path(n).is_dir()]
+            found = [absolute(f) for f in find_files(named, changes.report)]
+            roots = [absolute(n) + os.sep for n in named if Path(n).is_dir()]
             within = {p for p in known if any(p.startswith(root) for root in roots)} | (known.keys() & set(found))
         else:
-            found, within = [p for p in known if Path(p).exists()], set(known)
-        own = _absolute(self.folder) + os.sep if self.folder else None
+            found, within = [p for p in known if _is_there(p)], set(known)
+        own = absolute(self.folder) + os.sep if self.folder else None
         found = [f for f in found if own is None or not f.startswith(own)]
         sizes = {f: _size(f) for f in found}
         total, done, unsafe, last = sum(sizes.values()), 0, 0, time.monotonic()
+        refused: set[str] = set()
         with self.writer() as writer:
             for path in found:
                 progress(done, total)
-                if self._follow(writer, path, known.get(path), changes, max_mb):
+                followed = self._follow(writer, path, known.get(path), changes, max_mb)
+                if followed is not False:
                     within.discard(path)
+                elif path in known:
+                    within.add(path)
+                    refused.add(path)
                 done += sizes[path]
                 unsafe += sizes[path]
                 if unsafe >= _COMMIT_BYTES or time.monotonic() - last >= _COMMIT_SECONDS:
                     writer.commit()
                     unsafe, last = 0, time.monotonic()
             for path in sorted(within):
-                writer.remove(path)
-                changes.removed += 1
+                if path in refused or _is_gone(path, whole_folders=bool(named)):
+                    writer.remove(path)
+                    changes.removed += 1
+                else:
+                    changes.report.notes.append((path, "cannot be looked at now; what was indexed of it is kept"))
             progress(total, total)
             writer.commit()
         self._index.reload()
         return changes
 
-    def _follow(self, writer: "_Writer", path: str, before: File | None, changes: Changes, max_mb: float) -> bool:
-        """Brings one file up to date; False where it cannot be read."""
+    def _follow(
+        self, writer: "_Writer", path: str, before: File | None, changes: Changes, max_mb: float
+    ) -> bool | None:
+        """Brings one file up to date: True; False where it holds nothing to read, None where it cannot be looked at."""
         try:
             at = Path(path).stat()
             if before and (before.size, before.mtime_ns) == (at.st_size, at.st_mtime_ns):
                 changes.unchanged += 1
                 return True
             content = read_content(Path(path), max_mb)
-            sha256 = hashlib.sha256(content).hexdigest()
-            same = before is not None and before.sha256 == sha256
+        except OSError as e:
+            changes.report.skipped.append((path, f"cannot be read: {e.strerror}"))
+            return None
+        except InputError as e:
+            changes.report.skipped.append((path, str(e)))
+            return None if isinstance(e.__cause__, OSError) else False
+        sha256 = hashlib.sha256(content).hexdigest()
+        same = before is not None and before.sha256 == sha256
+        try:
             document = parse_document(path, content, Path(path).suffix.lower())
-        except (InputError, OSError) as e:
+        except InputError as e:
             changes.report.skipped.append((path, str(e).removeprefix(f"{path}: ")))
             return False
         about = File(path, at.st_size, at.st_mtime_ns, sha256, len(document.pages), 0, document.notes)
-        writer.remove(path)
-        changes.passages += self.add(writer, document, about)
+        changes.passages += self.put(writer, document, about)
         if same:
             changes.unchanged += 1
             return True
@@ -256,6 +286,11 @@ class Corpus:
         else:
             changes.added += 1
         return True
+
+    def put(self, writer: "_Writer", document: Document, about: File) -> int:
+        """Adds a file's document in the place of what there was of it; returns the number of passages."""
+        writer.remove(about.path)
+        return self.add(writer, document, about)
 
     def reload(self) -> None:
         """Sees what was committed just now; otherwise it is seen within half a second."""
@@ -273,13 +308,45 @@ class Corpus:
             found.append(File(**{**raw, "notes": tuple(raw["notes"])}))
         return sorted(found, key=lambda f: f.path)
 
+    def state(self) -> str:
+        """A hash of what is indexed: files and their content."""
+        lines = "".join(f"{f.path} {f.sha256}\n" for f in self.files())
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def view(self) -> "View":
+        """The index as it is now; a question searches, reads and cites in one view, whatever changes meanwhile."""
+        return View(self._index.searcher(), self._schema, self._questions, self._words)
+
+    def search(self, question: str, limit: int) -> list[Hit]:
+        return self.view().search(question, limit)
+
+    def page(self, file: str, number: int) -> Page:
+        return self.view().page(file, number)
+
+    @property
+    def passages(self) -> int:
+        return self.view().passages
+
+
+class View:
+    """One state of an index."""
+
+    def __init__(
+        self,
+        searcher: tantivy.Searcher,
+        schema: tantivy.Schema,
+        questions: tantivy.TextAnalyzer,
+        words: tantivy.TextAnalyzer,
+    ) -> None:
+        self._searcher, self._schema, self._questions, self._words = searcher, schema, questions, words
+
     def page(self, file: str, number: int) -> Page:
         """The text of a page as it was indexed.
 
         Raises:
             InputError: no such page.
         """
-        schema, searcher = self._schema, self._index.searcher()
+        schema, searcher = self._schema, self._searcher
         query = tantivy.Query.boolean_query(
             [
                 (tantivy.Occur.Must, tantivy.Query.term_query(schema, "file", file)),
@@ -308,19 +375,18 @@ class Corpus:
             for word in words
             for name, weight in _WEIGHTS.items()
         ]
-        searcher = self._index.searcher()
+        searcher = self._searcher
         found = searcher.search(tantivy.Query.boolean_query(parts), limit=limit, count=False)
         return [_hit(searcher, score, address) for score, address in found.hits]
 
     @property
     def passages(self) -> int:
-        searcher = self._index.searcher()
         query = tantivy.Query.term_query(self._schema, "kind", "passage")
-        return int(searcher.search(query, limit=1).count)  # type: ignore[attr-defined]  # missing in its stubs
+        return int(self._searcher.search(query, limit=1).count)  # type: ignore[attr-defined]  # missing in its stubs
 
     def all(self, limit: int) -> Iterator[Hit]:
         """The first passages, in no order; for corpora too small to search."""
-        searcher = self._index.searcher()
+        searcher = self._searcher
         query = tantivy.Query.term_query(self._schema, "kind", "passage")
         for _, address in searcher.search(query, limit=limit).hits:
             yield _hit(searcher, 0.0, address)
@@ -337,9 +403,28 @@ def _hit(searcher: tantivy.Searcher, score: float, address: tantivy.DocAddress) 
     return Hit(one("file"), one("page"), one("label"), one("start"), one("body"), headings, float(score))
 
 
-def _absolute(path: str | Path) -> str:
+def absolute(path: str | Path) -> str:
     """Without . and .., links as they are: people know files by the names they gave."""
     return os.path.abspath(path)  # noqa: PTH100
+
+
+def _is_there(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except OSError:
+        return False
+    return True
+
+
+def _is_gone(path: str, *, whole_folders: bool) -> bool:
+    """Whether a file is known not to be there; with its folder, too, only where whole folders may be gone."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return whole_folders or Path(path).parent.is_dir()
+    except OSError:
+        return False
+    return False
 
 
 def _size(path: str) -> int:
@@ -358,27 +443,38 @@ class _Writer:
             self._writer = index.writer(heap_size=_HEAP)
         except ValueError as e:
             if "lock" in str(e).lower():
-                raise InputError(
+                raise BusyError(
                     f"{folder}: another process is writing to this index; wait for it. Reading goes on meanwhile"
                 ) from None
             raise InputError(f"{folder}: cannot be written: {e}") from None
 
     def add(self, **values: Any) -> None:
-        self._writer.add_document(tantivy.Document.from_dict(values, self._schema))
+        with self._telling():
+            self._writer.add_document(tantivy.Document.from_dict(values, self._schema))
 
     def remove(self, file: str) -> None:
-        self._writer.delete_documents_by_term("file", file)
+        with self._telling():
+            self._writer.delete_documents_by_term("file", file)
 
     def commit(self) -> None:
-        try:
+        with self._telling():
             self._writer.commit()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
         except (ValueError, OSError) as e:
-            raise InputError(f"{self._folder}: cannot be written: {e}; the index is as it was before") from None
+            raise InputError(
+                f"{self._folder}: cannot be written: {e}; the index is as it was when it was last made safe"
+            ) from None
 
     def __enter__(self) -> "_Writer":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if any(error):
-            self._writer.rollback()
-        self._writer.wait_merging_threads()
+        # a writer that broke cannot be rolled back, and what broke it is what should be heard
+        with suppress(ValueError, OSError) if any(error) else nullcontext():
+            if any(error):
+                self._writer.rollback()
+            self._writer.wait_merging_threads()

@@ -9,12 +9,15 @@ import csv
 import io
 import json
 import re
+import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Any
-from xml.etree import ElementTree
+from xml.parsers import expat
 
 from thinbert.corpus.pages import Page
 from thinbert.errors import InputError
@@ -63,25 +66,36 @@ def read_text(content: bytes) -> Read:
     return Read((Page(decode(content)),))
 
 
-_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$|^(\S.*)\n {0,3}(?:=+|-{2,})[ \t]*$", re.MULTILINE)
-_FENCE = re.compile(r"^ {0,3}(```|~~~).*?^ {0,3}\1", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_ATX = re.compile(r" {0,3}#{1,6}[ \t]+(?=\S)")
+_UNDERLINE = re.compile(r" {0,3}(?:=+|-{2,})[ \t]*\Z")
 
 
 def read_markdown(content: bytes) -> Read:
     """The text as it stands, so that places are those of the file, and its headings."""
     text = decode(content)
-    code = [m.span() for m in _FENCE.finditer(text)]
-    headings = tuple(
-        (m.start(), (m[1] or m[2]).strip())
-        for m in _HEADING.finditer(text)
-        if not any(a <= m.start() < b for a, b in code)
-    )
-    return Read((Page(text, headings=headings),))
+    headings: list[tuple[int, str]] = []
+    fence, before, before_at, at = "", "", 0, 0  # what closes the code we are in; the line before and where it began
+    for line in text.splitlines(keepends=True):
+        bare = line.rstrip()
+        mark = _FENCE.match(bare)
+        if fence:
+            fence = "" if mark and mark[1].startswith(fence) and bare.strip() == mark[1] else fence
+        elif mark:
+            fence = mark[1]
+        elif found := _ATX.match(bare):
+            headings.append((at, bare[found.end() :].rstrip("#").rstrip() or bare[found.end() :]))
+        elif before and not before[0].isspace() and _UNDERLINE.match(bare):
+            headings.append((before_at, before))
+            bare = ""
+        before, before_at, at = (bare if not fence else ""), at, at + len(line)
+    return Read((Page(text, headings=tuple(headings)),))
 
 
 # --- HTML ------------------------------------------------------------------------------------------------------------
 
-_UNSEEN = {"script", "style", "noscript", "template", "svg", "math", "head", "select", "iframe", "object"}
+_UNSEEN = {"script", "style", "noscript", "template", "svg", "math", "select", "iframe", "object"}
+_HEAD = {"html", "head", "title", "base", "link", "meta", "script", "style", "noscript", "template"}  # before the body
 # fmt: off
 _BLOCKS = {
     "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "dialog", "div", "dl",
@@ -89,8 +103,10 @@ _BLOCKS = {
     "li", "main", "nav", "ol", "p", "pre", "section", "summary", "table", "tbody", "tfoot", "thead", "tr", "ul",
 }
 # fmt: on
-_VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([a-zA-Z0-9_:.-]{2,40})""", re.IGNORECASE)
+# What browsers take a declaration for (WHATWG Encoding): pages that say Latin-1 or ASCII use the quotes of Windows, and
+# one that could be read as far as its declaration of UTF-16 is not in it.
+_CHARSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8"}
 
 
 class _Text(HTMLParser):
@@ -99,38 +115,48 @@ class _Text(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.parts: list[str] = []
-        self.length = 0
         self.headings: list[tuple[int, str]] = []
-        self.title = ""
+        self.title: list[str] = []
+        self._length = 0
         self._unseen: list[str] = []  # open elements whose text does not count
-        self._in_title = False
+        self._open = Counter[str]()  # how many of each they are
+        self._in_head = self._in_title = False
         self._pre = 0
-        self._heading: int | None = None  # where the open heading began
+        self._heading: list[str] | None = None  # what the open heading says so far, and
+        self._heading_at = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "head":
+            self._in_head = True
+        elif tag not in _HEAD:
+            self._in_head = False  # its end tag may be left out
         if tag == "title" and not self.title:
             self._in_title = True
-        if tag in _UNSEEN and tag not in _VOID:
+        if tag in _UNSEEN:
             self._unseen.append(tag)
+            self._open[tag] += 1
         if tag == "br":
             self._write("\n")
         elif tag in ("td", "th"):
             self._write(" ")
         elif tag in _BLOCKS:
             self._break()
-        if re.fullmatch("h[1-6]", tag):
-            self._heading = self.length
+        if _TITLE.fullmatch(tag):
+            self._heading, self._heading_at = [], self._length
         self._pre += tag == "pre"
 
     def handle_endtag(self, tag: str) -> None:
-        self._in_title &= tag != "title"
-        if tag in self._unseen:
-            while self._unseen.pop() != tag:
-                pass
-        if re.fullmatch("h[1-6]", tag) and self._heading is not None:
-            heading = "".join(self.parts)[self._heading :].strip() if self.length < 1 << 14 else self._tail().strip()
-            if heading:
-                self.headings.append((self._heading, heading))
+        if tag == "title":
+            self._in_title = False
+        elif tag == "head":
+            self._in_head = False
+        if self._open[tag]:
+            while (closed := self._unseen.pop()) != tag:
+                self._open[closed] -= 1
+            self._open[tag] -= 1
+        if _TITLE.fullmatch(tag) and self._heading is not None:
+            if heading := "".join(self._heading).strip():
+                self.headings.append((self._heading_at, heading))
             self._heading = None
         if tag in _BLOCKS:
             self._break()
@@ -138,19 +164,9 @@ class _Text(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._in_title:
-            self.title += data
-        elif not self._unseen:
+            self.title.append(data)
+        elif not self._unseen and not (self._in_head and not data.strip()):
             self._write(data if self._pre else re.sub(r"[ \t\r\n\f]+", " ", data))
-
-    def _tail(self) -> str:
-        """The text since the open heading began."""
-        assert self._heading is not None
-        tail, wanted = "", self.length - self._heading
-        for part in reversed(self.parts):
-            if len(tail) >= wanted:
-                break
-            tail = part + tail
-        return tail[len(tail) - wanted :] if wanted else ""
 
     def _break(self) -> None:
         if self.parts and not self.parts[-1].endswith("\n"):
@@ -161,33 +177,50 @@ class _Text(HTMLParser):
             text = text.lstrip(" ")
         if text:
             self.parts.append(text)
-            self.length += len(text)
+            self._length += len(text)
+            if self._heading is not None:
+                self._heading.append(text)
+
+
+_TITLE = re.compile("h[1-6]")
 
 
 def read_html(content: bytes) -> Read:
     """The visible text, in the encoding that the page names; the title is a heading at the top."""
-    declared = _CHARSET.search(content[:4096])
-    try:
-        encoding = codecs.lookup(declared[1].decode()).name if declared else ""
-    except LookupError:
-        encoding = ""
-    if encoding in ("", "utf-8", "ascii") or content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE)):
-        text = decode(content)
-    else:
-        text = content.decode(encoding, errors="replace")
     parser = _Text()
-    parser.feed(text)
+    parser.feed(_html_text(content))
     parser.close()
-    title = " ".join(parser.title.split())
+    title = " ".join("".join(parser.title).split())
     headings = ([(0, title)] if title else []) + parser.headings
     return Read((Page("".join(parser.parts), headings=tuple(headings)),))
+
+
+def _html_text(content: bytes) -> str:
+    declared = _CHARSET.search(content[:4096])
+    if declared is None or content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return decode(content)
+    try:
+        name = codecs.lookup(declared[1].decode()).name
+        name = _CHARSETS.get(name, name)
+        return decode(content) if name == "utf-8" else content.decode(name, errors="replace")
+    except (LookupError, UnicodeError):  # no encoding, or one of bytes to bytes
+        return decode(content)
 
 
 # --- PDF -------------------------------------------------------------------------------------------------------------
 
 
+_PDFIUM = threading.Lock()  # it may not be called by two threads, not even for two documents
+_MOST_PAGES, _MOST_CHARACTERS = 10_000, 50_000_000  # a few bytes of PDF can claim any number of pages
+
+
 def read_pdf(content: bytes) -> Read:
     """Pages with their numbers and printed labels. Words that a line's end cut in two are joined."""
+    with _PDFIUM:
+        return _read_pdf(content)
+
+
+def _read_pdf(content: bytes) -> Read:
     import pypdfium2
 
     try:
@@ -197,26 +230,33 @@ def read_pdf(content: bytes) -> Read:
             raise InputError("is encrypted; save it without a password first") from None
         raise InputError("is not a readable PDF: it is damaged or cut off") from None
     with document:
+        count, characters = len(document), 0
         pages, bad = [], []
-        for i in range(len(document)):
+        for i in range(min(count, _MOST_PAGES)):
+            text = label = ""
             try:
                 page = document[i]
                 content_of = page.get_textpage()
                 text = _mended(content_of.get_text_range())
                 content_of.close()
                 page.close()
-            except pypdfium2.PdfiumError:
+                label = document.get_page_label(i)
+            except (pypdfium2.PdfiumError, UnicodeDecodeError):
                 bad.append(i + 1)
-                text = ""
-            pages.append(Page(text, number=i + 1, label=document.get_page_label(i)))
+            pages.append(Page(text, number=i + 1, label=label))
+            characters += len(text)
+            if characters > _MOST_CHARACTERS:
+                break
     if not pages:
         raise InputError("has no pages")
-    without = [p.number for p in pages if not p.text.strip() and p.number not in bad]
+    without = [p.number for p in pages if not p.text.strip() and p.number not in set(bad)]
     if len(without) + len(bad) == len(pages):
         raise InputError(f"has no text layer on any of its {len(pages)} pages: they are images; run OCR on it first")
     notes = [f"no text layer on {_numbers(without)}: images, or empty"] if without else []
     if bad:
         notes.append(f"{_numbers(bad)} cannot be read")
+    if len(pages) < count:
+        notes.append(f"only the first {len(pages)} of its {count} pages are read")
     return Read(tuple(pages), tuple(notes))
 
 
@@ -241,7 +281,7 @@ def _numbers(pages: list[int]) -> str:
 
 # --- Word ------------------------------------------------------------------------------------------------------------
 
-_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main "
 
 
 def read_docx(content: bytes) -> Read:
@@ -251,60 +291,92 @@ def read_docx(content: bytes) -> Read:
             xml = file.read(_LARGEST_PART + 1)
     except KeyError:
         raise InputError("is not a Word document: it has no word/document.xml") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as e:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as e:
         raise InputError(f"is not a readable Word document: {str(e) or 'it is damaged or cut off'}") from None
     if len(xml) > _LARGEST_PART:
         raise InputError(f"unpacks to more than {_LARGEST_PART >> 20} MB; that is not a text to read")
-    if b"<!DOCTYPE" in xml or b"<!ENTITY" in xml:
-        raise InputError("has a document type in its XML, which no Word document has")
-    lines: list[str] = []
+    body = _Body()
+    try:
+        body.parse(xml)
+    except expat.ExpatError as e:
+        raise InputError(f"is damaged: {e}") from None
     headings: list[tuple[int, str]] = []
     length = 0
-    try:
-        for kind, text in _paragraphs(xml):
-            if kind == "heading" and text.strip():
-                headings.append((length, text.strip()))
-            lines.append(text)
-            length += len(text) + 1
-    except ElementTree.ParseError as e:
-        raise InputError(f"is damaged: {e}") from None
-    return Read((Page("\n".join(lines), headings=tuple(headings)),))
+    for is_heading, text in body.lines:
+        if is_heading and text.strip():
+            headings.append((length, text.strip()))
+        length += len(text) + 1
+    return Read((Page("\n".join(text for _, text in body.lines), headings=tuple(headings)),))
 
 
-def _paragraphs(xml: bytes) -> Iterator[tuple[str, str]]:
-    """("heading" | "text", line) of each paragraph outside tables, and of each row of a table."""
-    line: list[str] = []
-    style, tables, depth = "", 0, 0
-    for event, element in ElementTree.iterparse(io.BytesIO(xml), events=("start", "end")):
-        tag = element.tag
-        depth += 1 if event == "start" else -1
-        if depth > _DEEPEST_XML:
+class _Body:
+    """Lines of a document's XML: paragraphs outside tables, rows of tables. Nothing of the XML is kept."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[bool, str]] = []  # whether it is a heading, and the text
+        self._line: list[str] = []
+        self._style = ""
+        self._tables = self._depth = 0
+        self._in_text = self._in_properties = False
+
+    def parse(self, xml: bytes) -> None:
+        parser = expat.ParserCreate(namespace_separator=" ")
+        parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
+        parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = self._text, self._doctype
+        parser.Parse(xml, True)
+        self._flush(False)
+
+    def _doctype(self, *declaration: object) -> None:
+        raise InputError("has a document type in its XML, which no Word document has")
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self._depth += 1
+        if self._depth > _DEEPEST_XML:
             raise InputError(f"is nested more than {_DEEPEST_XML} deep; that is not a text to read")
-        if event == "start":
-            tables += tag == f"{_W}tbl"
-            continue
-        if tag == f"{_W}t":
-            line.append(element.text or "")
-        elif tag in (f"{_W}tab", f"{_W}br", f"{_W}cr"):
-            line.append(" " if tables or tag == f"{_W}tab" else "\n")
-        elif tag == f"{_W}pStyle":
-            style = element.get(f"{_W}val", "")
-        elif tag == f"{_W}p":
-            if tables:
-                line.append(" ")
-            else:
-                yield ("heading" if re.match("(?i)heading|title", style) else "text"), "".join(line)
-                line = []
-            style = ""
-        elif tag == f"{_W}tc":
-            line.append("\t")
-        elif tag == f"{_W}tr":
-            yield "text", re.sub(" *\t", "\t", "".join(line)).strip()
-            line = []
-        tables -= tag == f"{_W}tbl"
-        element.clear()
-    if line:
-        yield "text", "".join(line)
+        match name.removeprefix(_W):
+            case "t":
+                self._in_text = True
+            case "pPr":
+                self._in_properties = True
+            case "pStyle":
+                self._style = attributes.get(f"{_W}val", "")
+            case "tbl":
+                self._tables += 1
+            case "tab" if not self._in_properties:  # there it is where tabs stand, not one
+                self._line.append(" ")
+            case "br" | "cr":
+                self._line.append(" " if self._tables else "\n")
+
+    def _end(self, name: str) -> None:
+        self._depth -= 1
+        match name.removeprefix(_W):
+            case "t":
+                self._in_text = False
+            case "pPr":
+                self._in_properties = False
+            case "tbl":
+                self._tables -= 1
+            case "p" if self._tables:
+                self._line.append(" ")
+            case "p":
+                heading = re.match("(?i)heading|title", self._style) is not None
+                self._flush(heading, always=True)
+                self._style = ""
+            case "tc":
+                self._line.append("\t")
+            case "tr":
+                self._line = [re.sub(" *\t", "\t", "".join(self._line)).strip()]
+                self._flush(False)
+
+    def _text(self, data: str) -> None:
+        if self._in_text:
+            self._line.append(data)
+
+    def _flush(self, heading: bool, *, always: bool = False) -> None:
+        text = "".join(self._line)
+        if text or always:
+            self.lines.append((heading, text))
+        self._line = []
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -317,7 +389,7 @@ _NAME_FIELDS = ("id", "_id", "title", "name", "url", "file")
 def read_jsonl(content: bytes) -> Read:
     """A page for each line's object: its text field, or all of its strings; numbered as the lines are."""
     pages, bad = [], []
-    for number, line in enumerate(decode(content).splitlines(), 1):
+    for number, line in enumerate(decode(content).split("\n"), 1):  # other line ends may stand inside a string
         if not line.strip():
             continue
         try:
@@ -338,10 +410,11 @@ def read_csv(content: bytes) -> Read:
     """A page for each row under the header: its text column, or `column: value` lines; numbered as the lines are."""
     text = decode(content)
     try:
-        dialect: Any = csv.Sniffer().sniff(text[:4096], delimiters=",;\t|")
+        delimiter = csv.Sniffer().sniff(text[:4096], delimiters=",;\t|").delimiter
     except csv.Error:
-        dialect = csv.excel
-    rows = csv.reader(io.StringIO(text), dialect)
+        delimiter = ","
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     pages: list[Page] = []
     bad: list[int] = []
     header: list[str] = []
@@ -356,7 +429,8 @@ def read_csv(content: bytes) -> Read:
         if not header:
             header = [name.strip() for name in row]
             continue
-        fields = {name or f"column {n}": value for n, (name, value) in enumerate(zip(header, row, strict=False), 1)}
+        names = header + [""] * (len(row) - len(header))
+        fields = {name or f"column {n}": value for n, (name, value) in enumerate(zip(names, row, strict=False), 1)}
         lower = {name.lower(): value for name, value in fields.items()}
         found = next((lower[f] for f in _TEXT_FIELDS if lower.get(f)), None)
         if found is None:

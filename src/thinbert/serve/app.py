@@ -22,7 +22,7 @@ from thinbert import __version__
 from thinbert.api import Model
 from thinbert.corpus.ask import READ, Citation, Found, ask
 from thinbert.corpus.documents import text_document
-from thinbert.corpus.index import Corpus
+from thinbert.corpus.index import BusyError, Corpus
 from thinbert.errors import Error, InputError
 from thinbert.pipelines import QuestionAnsweringPipeline, TextClassificationPipeline
 from thinbert.serve import protocol
@@ -31,11 +31,11 @@ from thinbert.serve.library import Library, UnknownDocumentError, listed, name_o
 from thinbert.serve.limits import Guard, Metrics
 from thinbert.tasks.classify import class_names, logits, softmax
 
+_MOST_FAULTS = 20  # of a request that are named
 _VERSION = "1"  # of the models, in the words of the Open Inference Protocol
 _WEB = files("thinbert.serve") / "web"
 _PAGES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "docs.html": "text/html"}
 _PAGES |= {"docs.js": "text/javascript", "icon.svg": "image/svg+xml"}
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Settings:
     threads: int = 32  # requests that are worked on at a time; the engine has its own
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()  # that browsers may ask from, other than our own page
+    hosts: tuple[str, ...] = ()  # names the server goes by; any, where there are none
     log: bool = True
     log_content: bool = False  # questions and answers too
 
@@ -56,6 +57,9 @@ class Body(BaseModel):
 
 
 Text = Annotated[str, Field(min_length=1)]
+T = TypeVar("T")
+# A list is given up at its first fault: a small request must not make a large answer.
+Some = Annotated[list[T], Field(min_length=1, max_length=1000, fail_fast=True)]
 
 
 class QuestionContext(Body):
@@ -84,7 +88,7 @@ class TextPair(Body):
 class HuggingFaceRequest(BaseModel):
     """`inputs` is a question with its context, or a text (or a pair) for a classifier; or a list of such."""
 
-    inputs: QuestionContext | TextPair | Text | list[QuestionContext | TextPair | Text]
+    inputs: QuestionContext | TextPair | Text | Some[QuestionContext | TextPair | Text]
     parameters: Parameters = Field(default_factory=Parameters)
 
 
@@ -110,6 +114,8 @@ class Server:
     def __init__(self, models: Mapping[str, Model], library: Library | None, settings: Settings) -> None:
         if not models:
             raise InputError("no model to serve")
+        if not all(key.strip() for key in settings.keys):
+            raise InputError("a key is empty; everybody would have it")
         self.models, self.library, self.settings = dict(models), library, settings
         self.metrics = Metrics()
         self._batchers = []
@@ -118,6 +124,9 @@ class Server:
             self._batchers.append(batcher)
             model.runtime = batcher
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="thinbert")
+        self._changes = ThreadPoolExecutor(
+            1, thread_name_prefix="thinbert-documents"
+        )  # they wait for each other anyway
         self.in_flight = 0
         self.ready = False
 
@@ -137,8 +146,11 @@ class Server:
         what = "answers questions" if answers else "classifies texts"
         raise HTTPException(422, f"no model here {what}; start the server with one (--model)")
 
-    async def compute(self, request: Request, work: Callable[[], T]) -> T:
+    async def compute(self, request: Request, work: Callable[[], T], *, changes: bool = False) -> T:
         """Runs the work in a thread, unless too many wait, it takes too long, or the client goes.
+
+        Args:
+            changes: the work changes the documents; it has a thread of its own, and four times as long.
 
         Raises HTTPException: 429, 504 or (seen by nobody) 499; 422 where the work refuses its input.
         """
@@ -155,26 +167,32 @@ class Server:
         self.in_flight += 1
         self.metrics.in_flight.set(self.in_flight)
         loop = asyncio.get_running_loop()
-        job: asyncio.Future[T] = loop.run_in_executor(self._pool, contextvars.copy_context().run, ticketed)
+        pool, timeout = (self._changes, 4 * self.settings.timeout) if changes else (self._pool, self.settings.timeout)
+        job: asyncio.Future[T] = loop.run_in_executor(pool, contextvars.copy_context().run, ticketed)
         gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
         either: set[asyncio.Future[Any]] = {job, gone}
         try:
-            await asyncio.wait(either, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if job.done():
                 return job.result()
-            ticket.cancel()
-            job.add_done_callback(lambda done: done.exception())  # nobody waits for it: it is not a fault
             if gone.done():
                 raise HTTPException(499, "the client has gone")
-            raise HTTPException(504, f"not done within {self.settings.timeout:g} seconds")
-        except CancelledError as e:
-            raise HTTPException(503, str(e)) from None
+            raise HTTPException(504, f"not done within {timeout:g} seconds")
+        except (CancelledError, BusyError) as e:
+            raise HTTPException(503, str(e), headers={"Retry-After": "1"}) from None
         except (InputError, ValueError) as e:
             raise HTTPException(422, str(e)) from None
         finally:
+            if not job.done():  # whatever ended the waiting, a server that closes too
+                ticket.cancel()
+                job.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits for it
             gone.cancel()
             self.in_flight -= 1
             self.metrics.in_flight.set(self.in_flight)
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.ready and all(batcher.alive for batcher in self._batchers)
 
     def note(self, request: Request, **content: Any) -> None:
         """Puts what was asked and answered into the log, where that was wanted."""
@@ -182,8 +200,9 @@ class Server:
             request.scope.setdefault("state", {})["log"] = content
 
     def close(self) -> None:
-        """Ends after what is in flight."""
-        self._pool.shutdown(wait=True)
+        """Ends after what is in flight; what has not begun is dropped."""
+        for pool in (self._pool, self._changes):
+            pool.shutdown(wait=True, cancel_futures=True)
         for batcher in self._batchers:
             batcher.close()
 
@@ -231,7 +250,7 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, e: RequestValidationError) -> JSONResponse:
-        found = [{"field": ".".join(map(str, d["loc"][1:])), "message": d["msg"]} for d in e.errors()]
+        found = [{"field": ".".join(map(str, d["loc"][1:])), "message": d["msg"]} for d in e.errors()[:_MOST_FAULTS]]
         shown = "; ".join(f"{d['field'] or 'body'}: {d['message']}" for d in found[:5])
         return JSONResponse({"error": shown, "fields": found}, 422)
 
@@ -239,10 +258,6 @@ def create_app(
     async def refused(request: Request, e: Error) -> JSONResponse:
         return JSONResponse({"error": str(e)}, 404 if isinstance(e, UnknownDocumentError) else 422)
 
-    if settings.origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
-        )
     app.add_middleware(
         Guard,
         metrics=server.metrics,
@@ -250,8 +265,14 @@ def create_app(
         max_body=lambda path: int(
             1e6 * (settings.max_upload_mb if path == "/v1/documents" else settings.max_body_mb) + 4096
         ),
+        hosts=settings.hosts,
+        origins=settings.origins,
         log=settings.log,
     )
+    if settings.origins:  # outermost: browsers ask it first, without a key
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
+        )
     return app
 
 
@@ -267,7 +288,7 @@ def _health(server: Server) -> APIRouter:
 
     @routes.get("/readyz", summary="It takes requests", responses={503: {"description": "Starting, or closing"}})
     async def readyz() -> JSONResponse:
-        if not server.ready:
+        if not server.takes_requests:
             return JSONResponse({"status": "not ready"}, 503)
         return JSONResponse({"status": "ready"})
 
@@ -312,8 +333,6 @@ def _inference(server: Server) -> APIRouter:
 
     async def hugging_face(request: Request, body: HuggingFaceRequest, name: str | None) -> Any:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
-        if not inputs:
-            raise HTTPException(422, "inputs: the list is empty")
         kinds = {isinstance(item, QuestionContext) for item in inputs}
         if len(kinds) > 1:
             raise HTTPException(422, "inputs: questions and texts to classify are mixed")
@@ -347,11 +366,9 @@ def _inference(server: Server) -> APIRouter:
         return await hugging_face(request, body, name)
 
     @routes.post("/predict", summary="A question and a text", response_description=shape)
-    async def predict(request: Request, body: Predict | list[Predict]) -> Any:
+    async def predict(request: Request, body: Predict | Some[Predict]) -> Any:
         _, model = server.model(None, answers=True)
         asked = body if isinstance(body, list) else [body]
-        if not asked:
-            raise HTTPException(422, "the list is empty")
         pipeline = QuestionAnsweringPipeline(model)
 
         def work() -> list[Any]:
@@ -403,28 +420,27 @@ def _documents(server: Server) -> APIRouter:
     async def upload(request: Request, response: Response, files: Annotated[list[UploadFile], File()]) -> Any:
         held = library()
         contents = [(f.filename or "document", await f.read()) for f in files]
-        added, refused = [], []
+        added, refused, status = [], [], 422
         for name, content in contents:
 
             def store(name: str = name, content: bytes = content) -> dict[str, Any]:
-                entry, new = held.add(name, content)
+                entry, new = held.add(name, content, wanted=_is_wanted)
                 return asdict(entry) | {"new": new}
 
             try:
-                added.append(await server.compute(request, store))
-            except HTTPException as e:
-                if e.status_code != 422:
-                    raise
+                added.append(await server.compute(request, store, changes=True))
+            except HTTPException as e:  # what was added before it is added, and said
+                status = e.status_code
                 refused.append({"name": name, "error": e.detail})
         if not added:
-            response.status_code = 422
+            response.status_code = status
             return {"error": "; ".join(f"{r['error']}" for r in refused[:3]), "added": [], "refused": refused}
         return {"added": added, "refused": refused}
 
     @routes.delete("/documents/{number}", summary="Remove an upload", status_code=204)
     async def remove(request: Request, number: str) -> None:
         held = library()
-        await server.compute(request, lambda: _known(lambda: held.remove(number)))
+        await server.compute(request, lambda: _known(lambda: held.remove(number)), changes=True)
 
     @routes.get("/documents/{number}/pages/{page}", summary="The text of a page, as it was indexed")
     async def page(request: Request, number: str, page: int) -> dict[str, Any]:
@@ -448,9 +464,16 @@ def _documents(server: Server) -> APIRouter:
             media_type=kind or "application/octet-stream",
             filename=name_of(str(path)),
             content_disposition_type=how,
+            # the strict policy of pages keeps browsers from showing a PDF
+            headers={"Content-Security-Policy": "frame-ancestors 'none'"} if kind == "application/pdf" else {},
         )
 
     return routes
+
+
+def _is_wanted() -> bool:
+    ticket = current_ticket.get()
+    return ticket is None or not ticket.cancelled
 
 
 def _known(work: Callable[[], T]) -> T:
@@ -519,7 +542,7 @@ def _open_inference(server: Server) -> APIRouter:
 
     @routes.get("/health/ready", summary="It takes requests")
     async def ready() -> JSONResponse:
-        return JSONResponse({"ready": server.ready}, 200 if server.ready else 503)
+        return JSONResponse({"ready": server.takes_requests}, 200 if server.takes_requests else 503)
 
     def model_of(name: str, version: str | None) -> Model:
         model = server.models.get(name)
@@ -546,7 +569,7 @@ def _open_inference(server: Server) -> APIRouter:
     @routes.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
     async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
         model_of(name, version)
-        return {"name": name, "ready": server.ready}
+        return {"name": name, "ready": server.takes_requests}
 
     body = {"requestBody": {"required": True, "content": {"application/json": {"schema": _INFER}}}}
 
@@ -563,6 +586,7 @@ def _open_inference(server: Server) -> APIRouter:
             pairs = second.data if second is not None else None
             outputs = await server.compute(request, lambda: _infer(model, first.data, pairs))
             content, length = protocol.answer(asked, name, _VERSION, outputs, first.shape)
+            server.note(request, asked={n: t.data for n, t in asked.inputs.items()}, answered=list(outputs[0][2]))
         except InputError as e:
             raise HTTPException(422, str(e)) from None
         if length is None:

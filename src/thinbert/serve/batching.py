@@ -93,6 +93,10 @@ class Batcher:
         with self._changed:
             return sum(call.ends[-1] for call in self._waiting)
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Computes what waits, and ends."""
         with self._changed:
@@ -154,18 +158,20 @@ class Batcher:
         return taken
 
     def _run(self, taken: list[tuple[_Call, int, int]]) -> None:
-        ids = np.concatenate([call.ids[call.slice(a, b)] for call, a, b in taken])
-        types = np.concatenate([call.types[call.slice(a, b)] for call, a, b in taken])
-        lengths = [n for call, a, b in taken for n in call.lengths[a:b]]
         try:
-            result = getattr(self._runtime, taken[0][0].kind)(ids, types, lengths)
-        except Exception as e:  # it is theirs who asked, and the next pass is another
+            self._compute_pass(taken)
+        except BaseException as e:  # it is theirs who asked, and the next pass is another
             for call, _, _ in taken:
                 with self._changed:
                     if call in self._waiting:
                         self._waiting.remove(call)
                 call.finish(e)
-            return
+
+    def _compute_pass(self, taken: list[tuple[_Call, int, int]]) -> None:
+        ids = np.concatenate([call.ids[call.slice(a, b)] for call, a, b in taken])
+        types = np.concatenate([call.types[call.slice(a, b)] for call, a, b in taken])
+        lengths = [n for call, a, b in taken for n in call.lengths[a:b]]
+        result = getattr(self._runtime, taken[0][0].kind)(ids, types, lengths)
         self._observe(len(ids), len(taken))
         by_token = taken[0][0].kind == "span_logits"
         place = 0

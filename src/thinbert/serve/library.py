@@ -7,19 +7,22 @@ file never becomes a path.
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from thinbert.corpus.documents import parse_document
-from thinbert.corpus.index import Corpus, File
+from thinbert.corpus.index import BusyError, Corpus, File, absolute
 from thinbert.corpus.pages import Page
 from thinbert.corpus.readers import READERS
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
+from thinbert.serve.batching import CancelledError
+from thinbert.serve.parse import parse_apart
 
 _ID = 16  # hexadecimal digits
-_NAME = 80  # characters of a file's own name that are kept
+_NAME = 160  # bytes of a file's own name that are kept
+_OURS = re.compile(rf"[0-9a-f]{{{_ID}}}-")  # how the names of stored uploads begin
 
 
 class UnknownDocumentError(InputError):
@@ -41,41 +44,68 @@ class Library:
     """Safe for several threads: one changes it at a time, any number read."""
 
     def __init__(self, index: Path, uploads: Path) -> None:
+        self._uploads = Path(absolute(uploads))
+        if self._uploads.is_relative_to(absolute(index)):
+            raise InputError(
+                f"{uploads}: lies inside the index, whose folder holds nothing else; give another --uploads"
+            )
         self.corpus = Corpus.create(index)
-        self._uploads = uploads.absolute()
         try:
             self._uploads.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise InputError(f"{uploads}: cannot be made: {e.strerror}") from e
         self._change = threading.Lock()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Drops uploads, whole or in part, that a killed process had not indexed yet: nobody was told of them."""
+        with suppress(BusyError), self.corpus.writer():  # else another server may be storing one now
+            known = {f.path for f in self.corpus.files()}
+            for path in self._uploads.iterdir():
+                if path.is_file() and str(path) not in known and _OURS.match(path.name.lstrip(".")):
+                    path.unlink()
 
     def entries(self) -> list[Entry]:
         return [self._entry(f) for f in self.corpus.files()]
 
-    def add(self, name: str, content: bytes) -> tuple[Entry, bool]:
+    def add(self, name: str, content: bytes, *, wanted: Callable[[], bool] = lambda: True) -> tuple[Entry, bool]:
         """Stores and indexes a file; the same content under the same name is there only once.
 
+        Args:
+            wanted: asked before anything is written, whether somebody still waits for it.
         Returns:
             the entry, and whether it is new.
         Raises:
             InputError: the file is of no kind that is read, or cannot be; nothing is kept of it.
+            BusyError: another process is writing to the index; neither is then.
         """
         tame = _tame(name)
         suffix = Path(tame).suffix.lower()
         if suffix not in READERS:
             raise InputError(f"{tame}: of no kind that is read ({' '.join(sorted(READERS))})")
-        parse_document(tame, content, suffix)
-        path = self._uploads / f"{hashlib.sha256(content).hexdigest()[:_ID]}-{tame}"
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = self._uploads / f"{sha256[:_ID]}-{tame}"
+        document = parse_apart(tame, content, suffix)
         with self._change:
-            if path.exists():
-                known = next((f for f in self.corpus.files() if f.path == str(path)), None)
-                if known is not None:
-                    return self._entry(known), False
-            try:
-                write_atomic(path, content)
-            except OSError as e:
-                raise InputError(f"{tame}: cannot be stored: {e.strerror}") from e
-            self.corpus.update([str(path)], max_mb=len(content) / 1e6 + 1)
+            known = next((f for f in self.corpus.files() if f.path == str(path)), None)
+            if known is not None:
+                return self._entry(known), False
+            if not wanted():
+                raise CancelledError("the upload was withdrawn")
+            with self.corpus.writer() as writer:  # first: where another process holds it, nothing is stored
+                try:
+                    write_atomic(path, content)
+                    at = path.stat()
+                    about = File(str(path), at.st_size, at.st_mtime_ns, sha256, len(document.pages), 0, document.notes)
+                    self.corpus.put(writer, document, about)
+                    writer.commit()
+                except OSError as e:
+                    path.unlink(missing_ok=True)
+                    raise InputError(f"{tame}: cannot be stored: {e.strerror}") from e
+                except BaseException:
+                    path.unlink(missing_ok=True)
+                    raise
+            self.corpus.reload()
             return self._entry(next(f for f in self.corpus.files() if f.path == str(path))), True
 
     def remove(self, number: str) -> None:
@@ -83,24 +113,27 @@ class Library:
         Raises:
             UnknownDocumentError: no such document.
             InputError: it is no upload.
+            BusyError: another process is writing to the index; nothing was removed.
         """
         with self._change:
             file = self._file(number)
             if not self._is_upload(file):
                 raise InputError("is no upload: it belongs to a folder that was indexed, and goes with its file there")
-            Path(file.path).unlink(missing_ok=True)
             with self.corpus.writer() as writer:
                 writer.remove(file.path)
                 writer.commit()
+            Path(file.path).unlink(missing_ok=True)
             self.corpus.reload()
 
     def page(self, number: str, page: int) -> Page:
-        """Raises UnknownDocumentError."""
+        """A page's text, empty where it has none. Raises UnknownDocumentError."""
         file = self._file(number)
         try:
             return self.corpus.page(file.path, page)
         except InputError:
-            raise UnknownDocumentError(f"{_shown(file)} has no page {page} with text") from None
+            if page <= file.pages:
+                return Page("", page)
+            raise UnknownDocumentError(f"{_shown(file)} has no page {page}") from None
 
     def path(self, number: str) -> Path:
         """The file itself. Raises UnknownDocumentError, also where it is gone."""
@@ -131,7 +164,9 @@ def number_of(path: str) -> str:
 
 def name_of(path: str) -> str:
     """What people call a file: its name, less what `add` put before it."""
-    return re.sub(rf"^[0-9a-f]{{{_ID}}}-", "", Path(path).name)
+    name = Path(path).name
+    begin = _OURS.match(name)
+    return name[begin.end() :] if begin else name
 
 
 def _shown(file: File) -> str:
@@ -144,7 +179,8 @@ def _tame(name: str) -> str:
     stem, dot, suffix = last.rpartition(".")
     if not dot:
         stem, suffix = last, ""
-    stem = re.sub(r"[^\w .()+-]+", "_", stem).strip(" .")[: _NAME - 10] or "document"
+    stem = re.sub(r"[^\w .()+-]+", "_", stem).strip(" .")
+    stem = stem.encode()[: _NAME - 10].decode(errors="ignore") or "document"
     suffix = re.sub(r"[^A-Za-z0-9]+", "", suffix)[:9]
     return f"{stem}.{suffix}" if suffix else stem
 

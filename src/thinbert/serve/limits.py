@@ -73,11 +73,14 @@ class Guard:
         *,
         metrics: Metrics,
         keys: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        origins: Sequence[str] = (),
         max_body: Callable[[str], int] = lambda path: 1 << 20,
         log: bool = True,
     ) -> None:
         self._app, self._metrics, self._max_body, self._log = app, metrics, max_body, log
         self._keys = [k.encode() for k in keys]
+        self._hosts, self._origins = tuple(hosts), tuple(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,7 +100,9 @@ class Guard:
         limit = self._max_body(scope["path"])
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
-            if not self._allowed(scope, headers):
+            if (fault := self._foreign(scope, headers)) is not None:
+                await _answer(sending, 403, fault)
+            elif not self._allowed(scope, headers):
                 extra = [(b"www-authenticate", b"Bearer")]
                 await _answer(sending, 401, "a key is needed: send Authorization: Bearer KEY, or X-API-Key: KEY", extra)
             elif (length := headers.get(b"content-length", b"0")).isdigit() and int(length) > limit:
@@ -139,6 +144,20 @@ class Guard:
             await self._app(scope, receiving, watched)
         if over and not begun:
             await _answer(send, 413, _too_large(limit))
+
+    def _foreign(self, scope: Scope, headers: dict[bytes, bytes]) -> str | None:
+        """Why a request is not one of ours: a page from elsewhere may not make a browser add or ask here."""
+        host = headers.get(b"host", b"").decode("latin-1")
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if self._hosts and name not in self._hosts:  # a name that somebody pointed at this machine
+            return f"this server goes by {', '.join(self._hosts)}, and was asked as {name[:80]!r}"
+        origin = headers.get(b"origin")
+        if scope["method"] in ("GET", "HEAD", "OPTIONS") or origin is None:
+            return None
+        text = origin.decode("latin-1")
+        if text.partition("://")[2] == host or text in self._origins:
+            return None
+        return f"pages of {text[:80]!r} may not ask here; start the server with --origin to let them"
 
     def _allowed(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
         path = scope["path"]

@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -45,7 +45,8 @@ def parse(body: bytes, header_length: str | None) -> Request:
     """
     length = len(body)
     if header_length is not None:
-        if not header_length.isascii() or not header_length.isdecimal() or int(header_length) > len(body):
+        digits = header_length.isascii() and header_length.isdecimal() and len(header_length) < 20
+        if not digits or int(header_length) > len(body):
             raise InputError(
                 f"Inference-Header-Content-Length is {header_length[:20]!r}; expected from 0 to the body's {len(body)}"
             )
@@ -81,12 +82,12 @@ def parse(body: bytes, header_length: str | None) -> Request:
         wanted = {}
         for number, raw in enumerate(_list(root, "outputs", "")):
             where = f"outputs[{number}]"
-            if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+            if not isinstance(raw, dict) or not _is_text(raw.get("name")):
                 raise InputError(f"{where}: expected an object with a name")
             wanted[raw["name"]] = bool(_parameters(raw, where).get("binary_data", False))
     request_id = root.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise InputError("id: expected a string")
+    if request_id is not None and not _is_text(request_id):
+        raise InputError("id: expected a text")
     return Request(request_id, inputs, wanted, bool(_parameters(root, "").get("binary_data_output", False)))
 
 
@@ -151,8 +152,8 @@ def _pack(datatype: str, data: Sequence[Any]) -> bytes:
 
 def _tensor(raw: Mapping[str, Any], content: bytes | None, where: str) -> Tensor:
     name, datatype, shape = raw.get("name"), raw.get("datatype"), raw.get("shape")
-    if not isinstance(name, str) or not isinstance(datatype, str):
-        raise InputError(f"{where}: expected a name and a datatype")
+    if not _is_text(name) or not _is_text(datatype):
+        raise InputError(f"{where}: expected a name and a datatype, both texts")
     if (
         not isinstance(shape, list)
         or len(shape) > _DEEPEST
@@ -199,11 +200,17 @@ def _flat(data: Any, name: str, depth: int) -> list[str]:
         return [text for part in data for text in _flat(part, name, depth + 1)]
     if not isinstance(data, str):
         raise InputError(f"{name}: data holds {'nothing' if data is None else type(data).__name__}; expected texts")
-    try:
-        data.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{name}: holds half a surrogate pair, which is no text") from None
+    if not _is_text(data):
+        raise InputError(f"{name}: holds half a surrogate pair, which is no text")
     return [data]
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """A string that has an encoding: JSON can spell half of a surrogate pair."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _list(raw: Mapping[str, Any], key: str, where: str) -> list[Any]:

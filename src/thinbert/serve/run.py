@@ -7,16 +7,19 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
 from thinbert.api import Model, load
+from thinbert.corpus.index import absolute
 from thinbert.errors import InputError
 from thinbert.serve.app import Settings, create_app
 from thinbert.serve.library import Library
 
 _log = logging.getLogger("thinbert.serve")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _DRAIN = 30  # seconds that requests in flight have when the server is told to end
 _SWITCH = 0.0005  # seconds a thread keeps the interpreter: a pass that has ended should not wait long to say so
 
@@ -52,16 +55,18 @@ def serve(
             library = Library(folder / "index", folder / "uploads")
             kept = "kept until the server ends; give --index FOLDER to keep them"
         else:
-            uploads = uploads or index.with_name(index.name + "-uploads")
+            uploads = uploads or Path(absolute(index) + "-uploads")
             library = Library(index, uploads)
             kept = f"kept in {uploads}"
         listening = _listen(host, port)
         stack.callback(listening.close)
+        if host in _LOOPBACK:
+            settings = replace(settings, hosts=(*_LOOPBACK, "[::1]"))
         app = create_app(loaded, library, settings)
         shown = f"[{host}]" if ":" in host else host
         _log.info(f"thinbert serves {', '.join(loaded)} at http://{shown}:{listening.getsockname()[1]}")
         _log.info(f"{len(library.entries())} documents; uploads are {kept}")
-        if host not in ("127.0.0.1", "::1", "localhost") and not settings.keys:
+        if host not in _LOOPBACK and not settings.keys:
             _log.info("anyone who reaches this address may ask and add documents; --api-key asks for a key")
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=_DRAIN, server_header=False

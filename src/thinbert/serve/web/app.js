@@ -22,17 +22,15 @@ const headers = () => (key.value ? { Authorization: `Bearer ${key.value}` } : {}
 
 class Fault extends Error {}
 
-async function call(method, path, { json, signal } = {}) {
+async function call(method, path, json) {
   let response;
   try {
     response = await fetch(path, {
       method,
-      signal,
       headers: json === undefined ? headers() : { ...headers(), "Content-Type": "application/json" },
       body: json === undefined ? undefined : JSON.stringify(json),
     });
-  } catch (e) {
-    if (e.name === "AbortError") throw e;
+  } catch {
     throw new Fault("The server cannot be reached. Is it still running?");
   }
   if (response.status === 401) {
@@ -56,7 +54,6 @@ $("key-form").addEventListener("submit", (event) => {
 // --- asking ----------------------------------------------------------------------------------------------------------
 
 const where = () => document.querySelector("input[name=where]:checked").value;
-let running = null; // the request whose answer is waited for
 
 for (const radio of document.querySelectorAll("input[name=where]")) radio.addEventListener("change", arrange);
 
@@ -74,21 +71,17 @@ $("ask").addEventListener("submit", async (event) => {
     $("text").focus();
     return;
   }
-  running?.abort();
-  const mine = (running = new AbortController());
   $("result").setAttribute("aria-busy", "true");
   $("go").disabled = true;
   try {
     const asked = performance.now();
-    const found = await call("POST", "/v1/ask", { json: { question, context, top_k: 5 }, signal: mine.signal });
+    const found = await call("POST", "/v1/ask", { question, context, top_k: 5 });
     show(...answers(found, context, performance.now() - asked));
   } catch (e) {
-    if (e.name !== "AbortError") show(fault(e.message));
+    show(fault(e.message));
   } finally {
-    if (running === mine) {
-      $("go").disabled = false;
-      $("result").setAttribute("aria-busy", "false");
-    }
+    $("go").disabled = false;
+    $("result").setAttribute("aria-busy", "false");
   }
 });
 
@@ -160,10 +153,10 @@ async function open(c, context, page = c.page) {
       const from = chars(found.text, c.start), to = chars(found.text, c.end);
       $("page").replaceChildren(found.text.slice(0, from), make("mark", { text: found.text.slice(from, to) }), found.text.slice(to));
     } else {
-      $("page").replaceChildren(found.text);
+      $("page").replaceChildren(found.text.trim() ? found.text : make("p", { class: "dim", text: "No text on this page." }));
     }
   } catch (e) {
-    if (page !== c.page && e.status === 404) return; // past the last page, or one without text
+    if (page !== c.page && e.status === 404) return; // past the last page
     $("page").replaceChildren(fault(e.message));
   }
   $("original").hidden = own || Boolean(key.value); // a plain link cannot carry a key
