@@ -324,7 +324,7 @@ def test_killed_run_goes_on(tmp_path: Path, tiny_folder: Path) -> None:
 
 
 def test_progress_on_a_pipe(tmp_path: Path, tiny_folder: Path) -> None:
-    from thinbert.cli import _LineProgress
+    from thinbert.progress import _LineProgress
 
     lines = _LineProgress("questions", every=0.0)
     import contextlib

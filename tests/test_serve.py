@@ -625,7 +625,8 @@ def test_sigterm_drains(server: Running) -> None:
 
 def test_a_client_that_hangs_up_frees_its_work(server: Running) -> None:
     body = json.dumps({"question": QUESTION, "context": " ".join([CONTEXT] * 30_000)}).encode()
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    fields = ("Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}")
+    head = "\r\n".join(("POST /predict HTTP/1.1", *fields, "", ""))
     with socket.create_connection(("127.0.0.1", server.port)) as s:
         s.sendall(head.encode() + body)
         time.sleep(0.5)

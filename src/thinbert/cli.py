@@ -7,28 +7,20 @@ import functools
 import io
 import json
 import logging
-import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from thinbert import __version__
+from thinbert import __version__, progress, show
 from thinbert.errors import Error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
     from thinbert.api import Model
-    from thinbert.corpus.ask import Citation, Found, Place
-    from thinbert.corpus.documents import Report
-    from thinbert.model.sparsity import Sparsity
 
 app = typer.Typer(
     name="thinbert",
@@ -77,7 +69,7 @@ def main() -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"thinbert: {_one_line(message)}", file=sys.stderr)
+    print(f"thinbert: {show.one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -139,16 +131,16 @@ def _ask(
     else:
         corpus = Corpus.in_memory(read_documents(paths or (), report, max_mb=max_mb))
         if not corpus.passages:
-            raise InputError(_nothing_read(report, paths or []))
+            raise InputError(show.nothing_read(report, paths or []))
     loaded = load(model, precision=precision, threads=threads)
     started = time.perf_counter()
     found = ask(loaded, question, corpus, top_k=top_k, passages=passages, threshold=threshold)
     seconds = time.perf_counter() - started
     if as_json:
-        _print_json(_ask_json(question, found, report, model, seconds))
+        show.print_json(show.ask_json(question, found, report, model, seconds))
     else:
-        _print_skipped(report)
-        _print_found(found)
+        show.print_skipped(report)
+        show.print_found(found)
     raise typer.Exit(0 if found.citations else 1)
 
 
@@ -160,7 +152,7 @@ def _index(
     ] = None,
     index: Annotated[Path, typer.Option(help="Folder of the index.")] = Path(".thinbert-index"),
     max_mb: MaxMbOption = 100.0,
-    show: Annotated[bool, typer.Option("--list", help="List what is indexed, and change nothing.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="List what is indexed, and change nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a searchable index of documents, or bring it up to date: only what changed is read again.
@@ -171,26 +163,26 @@ def _index(
 
     from thinbert.corpus.index import Corpus
 
-    if show:
+    if listing:
         files = Corpus.open(index).files()
         if as_json:
-            _print_json([asdict(f) for f in files])
+            show.print_json([asdict(f) for f in files])
             return
         for f in files:
-            print(f"{_shown(f.path)}  {f.pages} pages, {f.passages} passages, {f.size / 1e6:.1f} MB")
+            print(f"{show.shown(f.path)}  {f.pages} pages, {f.passages} passages, {f.size / 1e6:.1f} MB")
         print(f"{len(files)} files in {index}")
         return
     corpus = Corpus.create(index) if paths else Corpus.open(index)
     started = time.perf_counter()
-    with _progress("MB") as progress:
+    with progress.counting("MB") as count:
         changes = corpus.update(
-            paths or (), max_mb=max_mb, progress=lambda done, of: progress(done // 1_000_000, of // 1_000_000)
+            paths or (), max_mb=max_mb, progress=lambda done, of: count(done // 1_000_000, of // 1_000_000)
         )
     seconds = time.perf_counter() - started
     if as_json:
-        _print_json({"index": str(index), **asdict(changes), "seconds": seconds})
+        show.print_json({"index": str(index), **asdict(changes), "seconds": seconds})
         return
-    _print_skipped(changes.report)
+    show.print_skipped(changes.report)
     counted = ((changes.added, "added"), (changes.updated, "updated"), (changes.removed, "removed"))
     done = ", ".join(f"{n} {what}" for n, what in (*counted, (changes.unchanged, "unchanged")) if n) or "no files"
     read = f"; {changes.bytes / 1e6:.1f} MB, {changes.pages} pages in {seconds:.1f} s" if changes.bytes else ""
@@ -241,7 +233,7 @@ def _batch(
         ask = functools.partial(over, loaded, corpus=corpus)
         state = corpus.state()
     started = time.perf_counter()
-    with _progress("records") as progress:
+    with progress.counting("records") as count:
         counts = batch.run(
             source,
             out,
@@ -252,7 +244,7 @@ def _batch(
             shard=(int(part[1]), int(part[2])),
             limit=limit,
             stop_on_error=on_error == "stop",
-            progress=progress,
+            progress=count,
         )
     seconds = time.perf_counter() - started
     if as_json:
@@ -320,36 +312,6 @@ def _serve(
     serve(model or ["default"], index, uploads, host, port, settings, precision=precision, threads=threads)
 
 
-def _nothing_read(report: "Report", names: list[str]) -> str:
-    """Why there is nothing to ask."""
-    if len(report.skipped) == 1:
-        return ": ".join(report.skipped[0])
-    if report.skipped:
-        return f"none of {len(report.skipped)} files can be read; the first: {': '.join(report.skipped[0])}"
-    others = ", ".join(f"{suffix} ({n})" for suffix, n in sorted(report.others.items())[:5])
-    found = f"found {others}" if others else "found none"
-    return (
-        f"{', '.join(names[:3])}: no documents; {found}, expected .txt .md .html .pdf .docx .csv .jsonl or SQuAD .json"
-    )
-
-
-def _print_skipped(report: "Report") -> None:
-    """What was not read, on standard error."""
-    for name, reason in report.skipped:
-        print(f"skipped: {_one_line(_shown(name))}: {_one_line(reason)}", file=sys.stderr)
-    for name, note in report.notes:
-        print(f"note: {_one_line(_shown(name))}: {_one_line(note)}", file=sys.stderr)
-    if report.others:
-        kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(report.others.items(), key=lambda item: -item[1])[:6])
-        print(f"passed over files of other kinds: {_one_line(kinds)}", file=sys.stderr)
-
-
-def _shown(path: str) -> str:
-    """A path as people here call it: from where they are, if it is below."""
-    here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
-    return path.removeprefix(here)
-
-
 @app.command("evaluate")
 def _evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, hub id, or `default`.")],
@@ -399,12 +361,12 @@ def _evaluate(
         max_answer_tokens=max_answer_tokens, max_length=max_length, stride=stride, n_best=N_BEST, precision=precision
     )
     threshold = 0.5 if threshold is None else threshold
-    with _progress("questions") as progress:
-        scores = evaluate(loaded, dataset, out, settings, threshold=threshold, limit=limit, progress=progress)
+    with progress.counting("questions") as count:
+        scores = evaluate(loaded, dataset, out, settings, threshold=threshold, limit=limit, progress=count)
     if as_json:
-        _print_json({"model": model, "data": str(data), "out": str(out), **scores})
+        show.print_json({"model": model, "data": str(data), "out": str(out), **scores})
     else:
-        _print_scores(scores)
+        show.print_scores(scores)
         print(f"predictions and metrics in {out}")
 
 
@@ -419,8 +381,8 @@ def _evaluate_classes(
         raise InputError(f"task {task!r}; thinbert evaluates squad, {', '.join(glue.TASKS)}")
     model.require_class_head()
     dataset = glue.read_glue(data, glue.TASKS[task])
-    with _progress("texts") as progress:
-        scores, predictions = classify.evaluate(model, dataset, limit=limit, max_length=max_length, progress=progress)
+    with progress.counting("texts") as count:
+        scores, predictions = classify.evaluate(model, dataset, limit=limit, max_length=max_length, progress=count)
     names = [dataset.task.labels[p] for p in predictions]
     what = {"model": model.sha256, "data": dataset.sha256, "task": task, "limit": limit, "max_length": max_length}
     try:
@@ -432,7 +394,7 @@ def _evaluate_classes(
     except OSError as e:
         raise InputError(f"{out}: cannot be written: {e.strerror or e}") from e
     if as_json:
-        _print_json({"model": model.name, "data": str(data), "out": str(out), **scores})
+        show.print_json({"model": model.name, "data": str(data), "out": str(out), **scores})
         return
     shown = "  ".join(f"{name} {value:.2f}" for name, value in scores.items() if name != "total")
     print(f"{task}: {shown}, {scores['total']} texts; predictions and metrics in {out}")
@@ -458,7 +420,7 @@ def _compare(
         raise InputError("compare needs two folders of evaluations or more")
     found = {str(run): compare(runs[0], run) for run in runs[1:]}
     if as_json:
-        _print_json({run: [asdict(d) | {"difference": d.difference} for d in each] for run, each in found.items()})
+        show.print_json({run: [asdict(d) | {"difference": d.difference} for d in each] for run, each in found.items()})
         return
     table = Table("", "metric", str(runs[0]), "here", "difference", "95 %", "p", box=None, header_style="bold")
     for run, each in found.items():
@@ -466,7 +428,7 @@ def _compare(
             around = f"{d.low:+.2f} to {d.high:+.2f}"
             numbers = (f"{d.base:.2f}", f"{d.other:.2f}", f"{d.difference:+.2f}", around, f"{d.p:.3f}")
             table.add_row(Text(run), d.metric, *numbers)
-    _console().print(table)
+    show.console().print(table)
 
 
 @app.command("score")
@@ -494,7 +456,7 @@ def _score(
         missing = sum(q.id not in answers for q in dataset.questions)
         if missing:
             print(f"thinbert: {missing} questions have no prediction and score 0", file=sys.stderr)
-        _print_json(score_v1(dataset.golds, answers))
+        show.print_json(score_v1(dataset.golds, answers))
         return
     probabilities = None
     if na_prob is not None:
@@ -502,7 +464,7 @@ def _score(
         odd = next((q for q, p in probabilities.items() if isinstance(p, bool) or not isinstance(p, int | float)), None)
         if odd is not None:
             raise InputError(f"{na_prob}: the probability for {odd!r} is not a number")
-    _print_json(score_v2(dataset.golds, answers, probabilities, threshold=na_prob_thresh))
+    show.print_json(score_v2(dataset.golds, answers, probabilities, threshold=na_prob_thresh))
 
 
 @app.command("inspect")
@@ -516,9 +478,9 @@ def _inspect(
 
     sparsity = measure(read_checkpoint(model))
     if as_json:
-        _print_json(sparsity.as_json())
+        show.print_json(sparsity.as_json())
     else:
-        _print_sparsity(sparsity)
+        show.print_sparsity(sparsity)
 
 
 @app.command("pack")
@@ -539,7 +501,7 @@ def _pack(
     before = sum(f.stat().st_size for f in source.files)
     after = sum(f.stat().st_size for f in read_checkpoint(out).files)
     if as_json:
-        _print_json({"model": model, "out": str(out), "bytes_before": before, "bytes_after": after})
+        show.print_json({"model": model, "out": str(out), "bytes_before": before, "bytes_after": after})
     else:
         print(f"{out}: weights {before / 1e6:.1f} MB to {after / 1e6:.1f} MB")
 
@@ -554,9 +516,9 @@ def _doctor(
 
     report = examine(model)
     if as_json:
-        _print_json(report)
+        show.print_json(report)
     else:
-        _print_report(report)
+        show.print_report(report)
 
 
 @app.command("bench")
@@ -573,7 +535,7 @@ def _bench(
 
     result = time_model(model, tokens=tokens, batch=batch, rounds=rounds, threads=threads)
     if as_json:
-        _print_json(result)
+        show.print_json(result)
         return
     print(
         f"{result['median_ms']:.2f} ms ± {result['spread_ms']:.2f}, {result['tokens_per_second']:.0f} tokens/s, "
@@ -593,7 +555,7 @@ def _recipes(as_json: JsonOption = False) -> None:
         scales = [s for s in recipe.SCALES if s == "full" or _has_scale(recipe, name, s)]
         rows.append({"name": name, "about": whole.about, "source": whole.source, "scales": scales, "file": str(path)})
     if as_json:
-        _print_json(rows)
+        show.print_json(rows)
         return
     for row in rows:
         print(f"{row['name']}  ({', '.join(row['scales'])})\n    {row['about']}\n    after {row['source']}")
@@ -625,7 +587,7 @@ def _compress(
     if data is None:
         raise InputError("no data folder; give --data FOLDER, or set THINBERT_DATA")
     run = _train_ring("run")
-    with _stage_progress() as report:
+    with progress.stages() as report:
         if tensorboard:
             report = run.tensorboard(report, out / "tensorboard")
         place = module.Place(
@@ -633,12 +595,12 @@ def _compress(
         )
         result = run.estimate(place) if dry_run else run.run(place)
     if as_json:
-        _print_json(result)
+        show.print_json(result)
     elif dry_run:
         for row in result:
             print(
                 f"{row['stage']:16s} {row['task']:7s} {row['examples']:8d} examples  {row['steps']:7d} steps  "
-                f"{_duration(row['seconds'])} for each seed, {row['memory_mb']:.0f} MB"
+                f"{show.duration(row['seconds'])} for each seed, {row['memory_mb']:.0f} MB"
             )
     else:
         for name, scores in result.items():
@@ -676,276 +638,3 @@ def _changes(given: list[str]) -> dict[str, str]:
         if "=" not in change:
             raise InputError(f"--set {change}: expected KEY=VALUE")
     return dict(change.split("=", 1) for change in given)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{max(1, minutes)} min"
-
-
-_SHOWN = ("loss", "density", "dev_f1", "dev_accuracy", "mlm_loss", "tokens_per_second")
-
-
-@contextmanager
-def _stage_progress() -> "Iterator[Callable[[str], Callable[[Mapping[str, Any]], None]]]":
-    """Progress of stages on standard error: a bar for each on a terminal, else a line now and then."""
-    if not sys.stderr.isatty():
-
-        def lines(stage: str) -> "Callable[[Mapping[str, Any]], None]":
-            last = 0.0
-
-            def line(log: "Mapping[str, Any]") -> None:
-                nonlocal last
-                if time.monotonic() - last >= 10 or log["step"] == log["of"]:
-                    last = time.monotonic()
-                    rest = "".join(f", {k} {log[k]:.4g}" for k in _SHOWN if k in log)
-                    print(f"{stage}: {log['step']}/{log['of']}{rest}", file=sys.stderr)
-
-            return line
-
-        yield lines
-        return
-    with _bar("{task.fields[log]}") as bar:
-
-        def bars(stage: str) -> "Callable[[Mapping[str, Any]], None]":
-            task = bar.add_task(stage, total=None, log="")
-            known: dict[str, float] = {}  # scores are rarer than lines, and stay until the next
-
-            def line(log: "Mapping[str, Any]") -> None:
-                known.update({k: log[k] for k in _SHOWN if k in log})
-                rest = " ".join(f"{k} {known[k]:.3g}" for k in _SHOWN if k in known)
-                bar.update(task, completed=log["step"], total=log["of"], log=rest)
-
-            return line
-
-        yield bars
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def _ask_json(question: str, found: "Found", report: "Report", model: str, seconds: float) -> dict[str, Any]:
-    def place(c: "Citation") -> dict[str, Any]:
-        return {
-            "answer": c.text,
-            "score": c.score,
-            "file": c.place.file,
-            "page": c.place.page,
-            "page_label": c.place.label,
-            "line": c.line,
-            "start": c.place.start,
-            "end": c.place.end,
-            "heading": c.heading,
-            "sentence": c.sentence,
-            "sentence_start": c.sentence_start,
-            "also": [
-                {"file": p.file, "page": p.page, "page_label": p.label, "start": p.start, "end": p.end} for p in c.also
-            ],
-        }
-
-    best = place(found.citations[0]) if found.citations else {"answer": None}
-    return {
-        "question": question,
-        **best,
-        "no_answer_probability": found.no_answer,
-        "threshold": found.threshold,
-        "answers": [place(c) for c in found.citations],
-        "rejected": place(found.rejected) if found.rejected else None,
-        "passages_read": found.read,
-        "skipped": [{"file": name, "reason": reason} for name, reason in report.skipped],
-        "model": model,
-        "seconds": seconds,
-    }
-
-
-def _print_found(found: "Found") -> None:
-    from rich.text import Text
-
-    console = _console()
-    if not found.citations:
-        console.print(Text(f"No answer in these documents (probability {found.no_answer:.0%}).", style="bold yellow"))
-        if found.rejected is not None:
-            console.print(Text("Best rejected candidate:", style="dim"))
-            _print_citation(found.rejected)
-        return
-    for number, citation in enumerate(found.citations):
-        if number:
-            console.print()
-        _print_citation(citation)
-
-
-def _print_citation(c: "Citation") -> None:
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console = _console()
-    console.print(Text.assemble((_one_line(c.text), "bold green"), (f"  score {c.score:.2f}", "dim")), soft_wrap=True)
-    under = f"  under “{_one_line(c.heading)}”" if c.heading else ""
-    place = f"  {_place(c.place, c.line)}, characters {c.place.start}–{c.place.end}"
-    console.print(Text.assemble((place, "cyan"), (under, "dim")), soft_wrap=True)
-    first, last = c.place.start - c.sentence_start, c.place.end - c.sentence_start
-    before, answer, after = map(_one_line, (c.sentence[:first], c.sentence[first:last], c.sentence[last:]))
-    if console.color_system is not None and not console.no_color:
-        sentence = Text.assemble(before, (answer, "bold green"), after)
-        console.print(Padding(sentence, (0, 0, 0, 2), expand=False))
-    else:  # no colour to show the answer with: mark it; and one line, for programs that read it
-        console.print(Text(f"  {before}[{answer}]{after}"), soft_wrap=True)
-    if c.also:
-        others = "; ".join(_place(p) for p in c.also[:3]) + (f" and {len(c.also) - 3} more" if len(c.also) > 3 else "")
-        console.print(Text(f"  also in {others}", style="dim"), soft_wrap=True)
-
-
-def _place(place: "Place", line: int | None = None) -> str:
-    """file:line, or file, page n (the label printed on it)."""
-    file = _one_line(_shown(place.file))
-    if place.page == 1 and not place.label:
-        return f"{file}:{line}" if line is not None else file
-    label = f" ({_one_line(place.label)})" if place.label and place.label != str(place.page) else ""
-    kind = "page" if place.file.lower().endswith(".pdf") else "record"
-    return f"{file}, {kind} {place.page}{label}"
-
-
-def _one_line(text: str) -> str:
-    """Text from a file, made safe to print: no line breaks, no terminal control codes."""
-    return "".join(ch if ch.isprintable() else " " for ch in text)
-
-
-def _print_scores(scores: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table("", "exact", "F1", "questions", box=None, header_style="bold")
-    for prefix, title in (("", "all"), ("HasAns_", "answerable"), ("NoAns_", "unanswerable")):
-        if f"{prefix}exact" in scores:
-            numbers = (f"{scores[f'{prefix}exact']:.2f}", f"{scores[f'{prefix}f1']:.2f}", str(scores[f"{prefix}total"]))
-            table.add_row(title, *numbers)
-            if not prefix:
-                table.add_row(
-                    "95 %", *(" to ".join(f"{v:.2f}" for v in scores[f"{n}_interval"]) for n in ("exact", "f1"))
-                )
-    if "best_exact" in scores:
-        table.add_row("best threshold", f"{scores['best_exact']:.2f}", f"{scores['best_f1']:.2f}", "")
-    _console().print(table)
-    if "no_answer_auroc" in scores:
-        print(f"no-answer probability: AUROC {scores['no_answer_auroc']:.3f}")
-    if scores["questions_per_second"]:
-        print(
-            f"{scores['answered_now']} questions in {scores['seconds']:.0f} s, "
-            f"{scores['questions_per_second']:.1f} a second"
-        )
-
-
-def _print_sparsity(s: "Sparsity") -> None:
-    from rich.table import Table
-
-    console = _console()
-    summary = Table(box=None, show_header=False)
-    summary.add_column(no_wrap=True)
-    summary.add_column(overflow="fold")
-    for name, value in (
-        ("model", _one_line(s.model)),
-        ("family", f"{s.family}, {s.layers} layers, width {s.width}, {' and '.join(s.heads) or 'no task'} head"),
-        ("pattern", s.pattern),
-        ("linear weights", f"{s.linear_density:.1%} kept"),
-        (
-            "all parameters",
-            f"{s.overall_density:.1%} kept: {s.parameters / 1e6:.1f} of {s.parameters_original / 1e6:.1f} M",
-        ),
-        ("heads", f"{s.heads_total - s.heads_removed} of {s.heads_total} alive ({s.heads_removed} removed)"),
-        ("FFN neurons", f"{s.neurons_total - s.neurons_removed} of {s.neurons_total} alive"),
-        ("file", f"{s.file_bytes / 1e6:.1f} MB"),
-        ("ignored tensors", _one_line(", ".join(s.ignored)) or "none"),
-    ):
-        summary.add_row(name, value)
-    console.print(summary)
-    console.print()
-    table = Table("layer", "heads", "neurons", "query", "key", "value", "output", "FFN in", "FFN out", box=None)
-    for layer in range(s.layers):
-        cells = [_cell(t.density, t.pattern) for t in s.tensors if t.layer == layer]
-        table.add_row(str(layer), str(s.heads_alive[layer]), str(s.neurons_alive[layer]), *cells)
-    console.print(table)
-
-
-def _print_report(report: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    print(f"processor     {report['processor']}")
-    print(f"features      {', '.join(report['features']) or 'none that matter'}")
-    print(f"runs with     {report['isa']}, {report['threads']} threads ({report['why']})")
-    for s in report["instruction_sets"]:
-        state = "usable" if s["usable"] else f"lacks {', '.join(s['missing'])}" if s["built"] else "not built in"
-        print(f"              {s['name']}: {state}")
-    print(f"cache         {report['cache']}")
-    print("\nWhat sparsity is worth here: the products of one thread against the same matrix dense.")
-    table = Table("kept", "1x4 blocks", "4x4 blocks", "unstructured", box=None)
-    for row in report["speedups"]:
-        table.add_row(f"{row['density']:.0%}", *(f"{row[p]:.1f}x" for p in ("1x4", "4x4", "unstructured")))
-    _console().print(table)
-    if "plan" in report:
-        print(f"\nPlan for {_one_line(report['model'])}:")
-        for i, layer in enumerate(report["plan"]):
-            print(f"  layer {i}: " + ", ".join(f"{name} {form}" for name, form in layer.items()))
-
-
-def _cell(density: float, pattern: str) -> str:
-    return f"{density:.1%}" if pattern == "dense" else f"{density:.1%} {pattern}"
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, emoji=False)  # what is printed comes from files
-
-
-def _bar(text: str) -> Any:
-    """Bars on standard error: what, how far, a text made of a task's fields, the time taken and left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(text))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *times, console=Console(stderr=True))
-
-
-@contextmanager
-def _progress(unit: str) -> "Iterator[Callable[[int, int | None], None]]":
-    """Progress on standard error with rate and time left: a bar on a terminal, else a line every 10 seconds."""
-    if not sys.stderr.isatty():
-        yield _LineProgress(unit)
-        return
-    with _bar(f"{unit}, {{task.fields[rate]:.1f}}/s") as bar:
-        task = bar.add_task("", total=None, rate=0.0)
-        rate = _Rate()
-        yield lambda done, total: bar.update(task, completed=done, total=total, rate=rate(done))
-
-
-class _Rate:
-    """Things done a second since the first call."""
-
-    def __init__(self) -> None:
-        self._start: tuple[float, int] | None = None
-
-    def __call__(self, done: int) -> float:
-        now = time.monotonic()
-        if self._start is None:
-            self._start = (now, done)
-        return (done - self._start[1]) / max(now - self._start[0], 1e-9)
-
-
-class _LineProgress:
-    def __init__(self, unit: str, every: float = 10.0) -> None:
-        self._unit, self._every, self._rate, self._next = unit, every, _Rate(), time.monotonic() + every
-
-    def __call__(self, done: int, total: int | None) -> None:
-        rate = self._rate(done)
-        if time.monotonic() >= self._next and rate > 0:
-            self._next = time.monotonic() + self._every
-            of, left = (f"/{total}", f", {(total - done) / rate:.0f} s left") if total is not None else ("", "")
-            print(f"{done}{of} {self._unit}, {rate:.1f}/s{left}", file=sys.stderr, flush=True)

@@ -1,0 +1,99 @@
+"""Progress on standard error: a bar on a terminal, else a line now and then."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def counting(unit: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Progress on standard error with rate and time left: a bar on a terminal, else a line every 10 seconds."""
+    if not sys.stderr.isatty():
+        yield _LineProgress(unit)
+        return
+    with _bar(f"{unit}, {{task.fields[rate]:.1f}}/s") as bar:
+        task = bar.add_task("", total=None, rate=0.0)
+        rate = _Rate()
+        yield lambda done, total: bar.update(task, completed=done, total=total, rate=rate(done))
+
+
+class _Rate:
+    """Things done a second since the first call."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def __call__(self, done: int) -> float:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, done)
+        return (done - self._start[1]) / max(now - self._start[0], 1e-9)
+
+
+class _LineProgress:
+    def __init__(self, unit: str, every: float = 10.0) -> None:
+        self._unit, self._every, self._rate, self._next = unit, every, _Rate(), time.monotonic() + every
+
+    def __call__(self, done: int, total: int | None) -> None:
+        rate = self._rate(done)
+        if time.monotonic() >= self._next and rate > 0:
+            self._next = time.monotonic() + self._every
+            of, left = (f"/{total}", f", {(total - done) / rate:.0f} s left") if total is not None else ("", "")
+            print(f"{done}{of} {self._unit}, {rate:.1f}/s{left}", file=sys.stderr, flush=True)
+
+
+_SHOWN = ("loss", "density", "dev_f1", "dev_accuracy", "mlm_loss", "tokens_per_second")
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], Callable[[Mapping[str, Any]], None]]]:
+    """Progress of stages on standard error: a bar for each on a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+
+        def lines(stage: str) -> Callable[[Mapping[str, Any]], None]:
+            last = 0.0
+
+            def line(log: Mapping[str, Any]) -> None:
+                nonlocal last
+                if time.monotonic() - last >= 10 or log["step"] == log["of"]:
+                    last = time.monotonic()
+                    rest = "".join(f", {k} {log[k]:.4g}" for k in _SHOWN if k in log)
+                    print(f"{stage}: {log['step']}/{log['of']}{rest}", file=sys.stderr)
+
+            return line
+
+        yield lines
+        return
+    with _bar("{task.fields[log]}") as bar:
+
+        def bars(stage: str) -> Callable[[Mapping[str, Any]], None]:
+            task = bar.add_task(stage, total=None, log="")
+            known: dict[str, float] = {}  # scores are rarer than lines, and stay until the next
+
+            def line(log: Mapping[str, Any]) -> None:
+                known.update({k: log[k] for k in _SHOWN if k in log})
+                rest = " ".join(f"{k} {known[k]:.3g}" for k in _SHOWN if k in known)
+                bar.update(task, completed=log["step"], total=log["of"], log=rest)
+
+            return line
+
+        yield bars
+
+
+def _bar(text: str) -> Any:
+    """Bars on standard error: what, how far, a text made of a task's fields, the time taken and left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(text))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *times, console=Console(stderr=True))

@@ -1,0 +1,169 @@
+"""Routes for questions to documents, and for the documents: upload, list, read, remove."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, File, HTTPException, Request, Response, UploadFile
+from fastapi.responses import FileResponse
+from pydantic import Field
+
+from thinbert.corpus.ask import READ, Citation, Found, ask
+from thinbert.corpus.documents import text_document
+from thinbert.corpus.index import Corpus
+from thinbert.serve.batching import current_ticket
+from thinbert.serve.library import Library, UnknownDocumentError, listed, name_of, number_of
+from thinbert.serve.server import Body, Server
+
+Text = Annotated[str, Field(min_length=1)]
+T = TypeVar("T")
+
+
+class Ask(Body):
+    """A question to the indexed documents, or to a text that comes with it."""
+
+    question: Text
+    context: Text | None = None
+    top_k: int = Field(3, ge=1, le=50)
+    passages: int = Field(READ, ge=1, le=200)
+    threshold: float | None = Field(default=None, ge=0, le=1)
+
+
+def routes(server: Server) -> APIRouter:
+    api = APIRouter(prefix="/v1", tags=["documents"])
+
+    def library() -> Library:
+        if server.library is None:
+            raise HTTPException(404, "this server has no documents; start it with --index FOLDER")
+        return server.library
+
+    @api.post("/ask", summary="A question to the documents, or to a text that comes with it")
+    async def asked(request: Request, body: Ask) -> dict[str, Any]:
+        _, model = server.model(None, answers=True)
+        own = None if body.context is not None else library()
+
+        def work() -> Found:
+            corpus = Corpus.in_memory([text_document("context", body.context or "")]) if own is None else own.corpus
+            return ask(model, body.question, corpus, top_k=body.top_k, passages=body.passages, threshold=body.threshold)
+
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        found = await server.compute(request, work)
+        answer = _found(found, own is not None) | {"milliseconds": round(1e3 * (loop.time() - started), 2)}
+        server.note(request, asked=body.model_dump(), answered=answer["answer"])
+        return answer
+
+    @api.get("/documents", summary="What is indexed")
+    async def documents(request: Request) -> list[dict[str, Any]]:
+        held = library()
+        return [asdict(e) for e in await server.compute(request, lambda: listed(held.entries()))]
+
+    @api.post("/documents", summary="Add files", status_code=201)
+    async def upload(request: Request, response: Response, files: Annotated[list[UploadFile], File()]) -> Any:
+        held = library()
+        contents = [(f.filename or "document", await f.read()) for f in files]
+        added, refused, status = [], [], 422
+        for name, content in contents:
+
+            def store(name: str = name, content: bytes = content) -> dict[str, Any]:
+                entry, new = held.add(name, content, wanted=_is_wanted)
+                return asdict(entry) | {"new": new}
+
+            try:
+                added.append(await server.compute(request, store, changes=True))
+            except HTTPException as e:  # what was added before it is added, and said
+                status = e.status_code
+                refused.append({"name": name, "error": e.detail})
+        if not added:
+            response.status_code = status
+            return {"error": "; ".join(f"{r['error']}" for r in refused[:3]), "added": [], "refused": refused}
+        return {"added": added, "refused": refused}
+
+    @api.delete("/documents/{number}", summary="Remove an upload", status_code=204)
+    async def remove(request: Request, number: str) -> None:
+        held = library()
+        await server.compute(request, lambda: _known(lambda: held.remove(number)), changes=True)
+
+    @api.get("/documents/{number}/pages/{page}", summary="The text of a page, as it was indexed")
+    async def page(request: Request, number: str, page: int) -> dict[str, Any]:
+        held = library()
+        if not 0 < page < 1 << 31:
+            raise HTTPException(404, f"no page {page}")
+        found = await server.compute(request, lambda: _known(lambda: held.page(number, page)))
+        headings = [{"start": at, "text": heading} for at, heading in found.headings]
+        return {"number": found.number, "label": found.label, "text": found.text, "headings": headings}
+
+    @api.get("/documents/{number}/file", summary="The file itself")
+    async def file(request: Request, number: str) -> FileResponse:
+        held = library()
+        path: Path = await server.compute(request, lambda: _known(lambda: held.path(number)))
+        # shown in place only where a browser runs nothing of it; all else is downloaded
+        kinds = {".pdf": "application/pdf", ".txt": "text/plain; charset=utf-8", ".md": "text/plain; charset=utf-8"}
+        kind = kinds.get(path.suffix.lower())
+        how = "inline" if kind else "attachment"
+        return FileResponse(
+            path,
+            media_type=kind or "application/octet-stream",
+            filename=name_of(str(path)),
+            content_disposition_type=how,
+            # the strict policy of pages keeps browsers from showing a PDF
+            headers={"Content-Security-Policy": "frame-ancestors 'none'"} if kind == "application/pdf" else {},
+        )
+
+    return api
+
+
+def _is_wanted() -> bool:
+    ticket = current_ticket.get()
+    return ticket is None or not ticket.cancelled
+
+
+def _known(work: Callable[[], T]) -> T:
+    """What `compute` would make a 422 is a 404 here."""
+    try:
+        return work()
+    except UnknownDocumentError as e:
+        raise HTTPException(404, str(e)) from None
+
+
+def _found(found: Found, indexed: bool) -> dict[str, Any]:
+    def citation(c: Citation) -> dict[str, Any]:
+        place: dict[str, Any] = {"document": number_of(c.place.file) if indexed else None}
+        place |= {
+            "file": name_of(c.place.file),
+            "page": c.place.page,
+            "page_label": c.place.label,
+            "line": c.line,
+            "heading": c.heading,
+        }
+        return {
+            "answer": c.text,
+            "score": c.score,
+            **place,
+            "start": c.place.start,
+            "end": c.place.end,
+            "sentence": c.sentence,
+            "sentence_start": c.sentence_start,
+            "also": [
+                {
+                    "document": number_of(p.file) if indexed else None,
+                    "file": name_of(p.file),
+                    "page": p.page,
+                    "start": p.start,
+                    "end": p.end,
+                }
+                for p in c.also
+            ],
+        }
+
+    return {
+        "answer": found.citations[0].text if found.citations else None,
+        "score": found.citations[0].score if found.citations else None,
+        "no_answer": found.no_answer,
+        "threshold": found.threshold,
+        "citations": [citation(c) for c in found.citations],
+        "rejected": citation(found.rejected) if found.rejected else None,
+        "passages_read": found.read,
+    }

@@ -1,0 +1,144 @@
+"""What the routes share: models behind batchers, documents, threads, and how many requests are in flight."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import HTTPException, Request
+from pydantic import BaseModel, ConfigDict
+
+from thinbert.api import Model
+from thinbert.corpus.index import BusyError
+from thinbert.errors import InputError
+from thinbert.serve.batching import Batcher, CancelledError, Ticket, current_ticket
+from thinbert.serve.library import Library
+from thinbert.serve.limits import Metrics
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    max_body_mb: float = 2.0  # of a question with its text
+    max_upload_mb: float = 100.0
+    max_waiting: int = 256  # requests in flight, after which others are turned away
+    timeout: float = 30.0  # seconds for a request
+    threads: int = 32  # requests that are worked on at a time; the engine has its own
+    keys: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()  # that browsers may ask from, other than our own page
+    hosts: tuple[str, ...] = ()  # names the server goes by; any, where there are none
+    log: bool = True
+    log_content: bool = False  # questions and answers too
+
+
+class Body(BaseModel):
+    """A request's JSON; fields that are not known are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Server:
+    """What the routes share: models behind batchers, documents, threads, and the number of requests in flight."""
+
+    def __init__(self, models: Mapping[str, Model], library: Library | None, settings: Settings) -> None:
+        if not models:
+            raise InputError("no model to serve")
+        if not all(key.strip() for key in settings.keys):
+            raise InputError("a key is empty; everybody would have it")
+        self.models, self.library, self.settings = dict(models), library, settings
+        self.metrics = Metrics()
+        self._batchers = []
+        for model in {id(m): m for m in self.models.values()}.values():  # one may go by several names
+            batcher = Batcher(model.runtime, observe=self.metrics.observe_pass)
+            self._batchers.append(batcher)
+            model.runtime = batcher
+        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="thinbert")
+        self._changes = ThreadPoolExecutor(
+            1, thread_name_prefix="thinbert-documents"
+        )  # they wait for each other anyway
+        self.in_flight = 0
+        self.ready = False
+
+    def model(self, name: str | None, *, answers: bool) -> tuple[str, Model]:
+        """The model of that name, or the first that can do it. Raises HTTPException 404."""
+        if name is not None:
+            found = self.models.get(name)
+            if found is None:
+                raise HTTPException(404, f"no model {name[:80]!r}; there are {', '.join(self.models)}")
+            if found.answers != answers:
+                can = "classifies texts" if not found.answers else "answers questions"
+                raise HTTPException(422, f"model {name} {can}; these inputs ask for something else")
+            return name, found
+        for known, model in self.models.items():
+            if model.answers == answers:
+                return known, model
+        what = "answers questions" if answers else "classifies texts"
+        raise HTTPException(422, f"no model here {what}; start the server with one (--model)")
+
+    async def compute(self, request: Request, work: Callable[[], T], *, changes: bool = False) -> T:
+        """Runs the work in a thread, unless too many wait, it takes too long, or the client goes.
+
+        Args:
+            changes: the work changes the documents; it has a thread of its own, and four times as long.
+
+        Raises HTTPException: 429, 504 or (seen by nobody) 499; 422 where the work refuses its input.
+        """
+        if self.in_flight >= self.settings.max_waiting:
+            raise HTTPException(429, "too many requests wait; try again", headers={"Retry-After": "1"})
+        ticket = Ticket()
+
+        def ticketed() -> T:
+            current_ticket.set(ticket)
+            if ticket.cancelled:
+                raise CancelledError("the request was withdrawn")
+            return work()
+
+        self.in_flight += 1
+        self.metrics.in_flight.set(self.in_flight)
+        loop = asyncio.get_running_loop()
+        pool, timeout = (self._changes, 4 * self.settings.timeout) if changes else (self._pool, self.settings.timeout)
+        job: asyncio.Future[T] = loop.run_in_executor(pool, contextvars.copy_context().run, ticketed)
+        gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
+        either: set[asyncio.Future[Any]] = {job, gone}
+        try:
+            await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if job.done():
+                return job.result()
+            if gone.done():
+                raise HTTPException(499, "the client has gone")
+            raise HTTPException(504, f"not done within {timeout:g} seconds")
+        except (CancelledError, BusyError) as e:
+            raise HTTPException(503, str(e), headers={"Retry-After": "1"}) from None
+        except (InputError, ValueError) as e:
+            raise HTTPException(422, str(e)) from None
+        finally:
+            if not job.done():  # whatever ended the waiting, a server that closes too
+                ticket.cancel()
+                job.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits for it
+            gone.cancel()
+            self.in_flight -= 1
+            self.metrics.in_flight.set(self.in_flight)
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.ready and all(batcher.alive for batcher in self._batchers)
+
+    def note(self, request: Request, **content: Any) -> None:
+        """Puts what was asked and answered into the log, where that was wanted."""
+        if self.settings.log_content:
+            request.scope.setdefault("state", {})["log"] = content
+
+    def close(self) -> None:
+        """Ends after what is in flight; what has not begun is dropped."""
+        for pool in (self._pool, self._changes):
+            pool.shutdown(wait=True, cancel_futures=True)
+        for batcher in self._batchers:
+            batcher.close()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,222 @@
+"""What the command line prints: answers, scores, reports. People's text is made safe before it reaches a terminal."""
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thinbert.corpus.ask import Citation, Found, Place
+    from thinbert.corpus.documents import Report
+    from thinbert.model.sparsity import Sparsity
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)  # what is printed comes from files
+
+
+def one_line(text: str) -> str:
+    """Text from a file, made safe to print: no line breaks, no terminal control codes."""
+    return "".join(ch if ch.isprintable() else " " for ch in text)
+
+
+def shown(path: str) -> str:
+    """A path as people here call it: from where they are, if it is below."""
+    here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
+    return path.removeprefix(here)
+
+
+def duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{max(1, minutes)} min"
+
+
+def print_found(found: "Found") -> None:
+    from rich.text import Text
+
+    out = console()
+    if not found.citations:
+        out.print(Text(f"No answer in these documents (probability {found.no_answer:.0%}).", style="bold yellow"))
+        if found.rejected is not None:
+            out.print(Text("Best rejected candidate:", style="dim"))
+            _print_citation(found.rejected)
+        return
+    for number, citation in enumerate(found.citations):
+        if number:
+            out.print()
+        _print_citation(citation)
+
+
+def _print_citation(c: "Citation") -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    out = console()
+    out.print(Text.assemble((one_line(c.text), "bold green"), (f"  score {c.score:.2f}", "dim")), soft_wrap=True)
+    under = f"  under “{one_line(c.heading)}”" if c.heading else ""
+    place = f"  {_place(c.place, c.line)}, characters {c.place.start}–{c.place.end}"
+    out.print(Text.assemble((place, "cyan"), (under, "dim")), soft_wrap=True)
+    first, last = c.place.start - c.sentence_start, c.place.end - c.sentence_start
+    before, answer, after = map(one_line, (c.sentence[:first], c.sentence[first:last], c.sentence[last:]))
+    if out.color_system is not None and not out.no_color:
+        sentence = Text.assemble(before, (answer, "bold green"), after)
+        out.print(Padding(sentence, (0, 0, 0, 2), expand=False))
+    else:  # no colour to show the answer with: mark it; and one line, for programs that read it
+        out.print(Text(f"  {before}[{answer}]{after}"), soft_wrap=True)
+    if c.also:
+        others = "; ".join(_place(p) for p in c.also[:3]) + (f" and {len(c.also) - 3} more" if len(c.also) > 3 else "")
+        out.print(Text(f"  also in {others}", style="dim"), soft_wrap=True)
+
+
+def _place(place: "Place", line: int | None = None) -> str:
+    """file:line, or file, page n (the label printed on it)."""
+    file = one_line(shown(place.file))
+    if place.page == 1 and not place.label:
+        return f"{file}:{line}" if line is not None else file
+    label = f" ({one_line(place.label)})" if place.label and place.label != str(place.page) else ""
+    kind = "page" if place.file.lower().endswith(".pdf") else "record"
+    return f"{file}, {kind} {place.page}{label}"
+
+
+def ask_json(question: str, found: "Found", report: "Report", model: str, seconds: float) -> dict[str, Any]:
+    def place(c: "Citation") -> dict[str, Any]:
+        return {
+            "answer": c.text,
+            "score": c.score,
+            "file": c.place.file,
+            "page": c.place.page,
+            "page_label": c.place.label,
+            "line": c.line,
+            "start": c.place.start,
+            "end": c.place.end,
+            "heading": c.heading,
+            "sentence": c.sentence,
+            "sentence_start": c.sentence_start,
+            "also": [
+                {"file": p.file, "page": p.page, "page_label": p.label, "start": p.start, "end": p.end} for p in c.also
+            ],
+        }
+
+    best = place(found.citations[0]) if found.citations else {"answer": None}
+    return {
+        "question": question,
+        **best,
+        "no_answer_probability": found.no_answer,
+        "threshold": found.threshold,
+        "answers": [place(c) for c in found.citations],
+        "rejected": place(found.rejected) if found.rejected else None,
+        "passages_read": found.read,
+        "skipped": [{"file": name, "reason": reason} for name, reason in report.skipped],
+        "model": model,
+        "seconds": seconds,
+    }
+
+
+def nothing_read(report: "Report", names: list[str]) -> str:
+    """Why there is nothing to ask."""
+    if len(report.skipped) == 1:
+        return ": ".join(report.skipped[0])
+    if report.skipped:
+        return f"none of {len(report.skipped)} files can be read; the first: {': '.join(report.skipped[0])}"
+    others = ", ".join(f"{suffix} ({n})" for suffix, n in sorted(report.others.items())[:5])
+    found = f"found {others}" if others else "found none"
+    return (
+        f"{', '.join(names[:3])}: no documents; {found}, expected .txt .md .html .pdf .docx .csv .jsonl or SQuAD .json"
+    )
+
+
+def print_skipped(report: "Report") -> None:
+    """What was not read, on standard error."""
+    for name, reason in report.skipped:
+        print(f"skipped: {one_line(shown(name))}: {one_line(reason)}", file=sys.stderr)
+    for name, note in report.notes:
+        print(f"note: {one_line(shown(name))}: {one_line(note)}", file=sys.stderr)
+    if report.others:
+        kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(report.others.items(), key=lambda item: -item[1])[:6])
+        print(f"passed over files of other kinds: {one_line(kinds)}", file=sys.stderr)
+
+
+def print_scores(scores: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("", "exact", "F1", "questions", box=None, header_style="bold")
+    for prefix, title in (("", "all"), ("HasAns_", "answerable"), ("NoAns_", "unanswerable")):
+        if f"{prefix}exact" in scores:
+            numbers = (f"{scores[f'{prefix}exact']:.2f}", f"{scores[f'{prefix}f1']:.2f}", str(scores[f"{prefix}total"]))
+            table.add_row(title, *numbers)
+            if not prefix:
+                table.add_row(
+                    "95 %", *(" to ".join(f"{v:.2f}" for v in scores[f"{n}_interval"]) for n in ("exact", "f1"))
+                )
+    if "best_exact" in scores:
+        table.add_row("best threshold", f"{scores['best_exact']:.2f}", f"{scores['best_f1']:.2f}", "")
+    console().print(table)
+    if "no_answer_auroc" in scores:
+        print(f"no-answer probability: AUROC {scores['no_answer_auroc']:.3f}")
+    if scores["questions_per_second"]:
+        print(
+            f"{scores['answered_now']} questions in {scores['seconds']:.0f} s, "
+            f"{scores['questions_per_second']:.1f} a second"
+        )
+
+
+def print_sparsity(s: "Sparsity") -> None:
+    from rich.table import Table
+
+    out = console()
+    summary = Table(box=None, show_header=False)
+    summary.add_column(no_wrap=True)
+    summary.add_column(overflow="fold")
+    for name, value in (
+        ("model", one_line(s.model)),
+        ("family", f"{s.family}, {s.layers} layers, width {s.width}, {' and '.join(s.heads) or 'no task'} head"),
+        ("pattern", s.pattern),
+        ("linear weights", f"{s.linear_density:.1%} kept"),
+        (
+            "all parameters",
+            f"{s.overall_density:.1%} kept: {s.parameters / 1e6:.1f} of {s.parameters_original / 1e6:.1f} M",
+        ),
+        ("heads", f"{s.heads_total - s.heads_removed} of {s.heads_total} alive ({s.heads_removed} removed)"),
+        ("FFN neurons", f"{s.neurons_total - s.neurons_removed} of {s.neurons_total} alive"),
+        ("file", f"{s.file_bytes / 1e6:.1f} MB"),
+        ("ignored tensors", one_line(", ".join(s.ignored)) or "none"),
+    ):
+        summary.add_row(name, value)
+    out.print(summary)
+    out.print()
+    table = Table("layer", "heads", "neurons", "query", "key", "value", "output", "FFN in", "FFN out", box=None)
+    for layer in range(s.layers):
+        cells = [_cell(t.density, t.pattern) for t in s.tensors if t.layer == layer]
+        table.add_row(str(layer), str(s.heads_alive[layer]), str(s.neurons_alive[layer]), *cells)
+    out.print(table)
+
+
+def print_report(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    print(f"processor     {report['processor']}")
+    print(f"features      {', '.join(report['features']) or 'none that matter'}")
+    print(f"runs with     {report['isa']}, {report['threads']} threads ({report['why']})")
+    for s in report["instruction_sets"]:
+        state = "usable" if s["usable"] else f"lacks {', '.join(s['missing'])}" if s["built"] else "not built in"
+        print(f"              {s['name']}: {state}")
+    print(f"cache         {report['cache']}")
+    print("\nWhat sparsity is worth here: the products of one thread against the same matrix dense.")
+    table = Table("kept", "1x4 blocks", "4x4 blocks", "unstructured", box=None)
+    for row in report["speedups"]:
+        table.add_row(f"{row['density']:.0%}", *(f"{row[p]:.1f}x" for p in ("1x4", "4x4", "unstructured")))
+    console().print(table)
+    if "plan" in report:
+        print(f"\nPlan for {one_line(report['model'])}:")
+        for i, layer in enumerate(report["plan"]):
+            print(f"  layer {i}: " + ", ".join(f"{name} {form}" for name, form in layer.items()))
+
+
+def _cell(density: float, pattern: str) -> str:
+    return f"{density:.1%}" if pattern == "dense" else f"{density:.1%} {pattern}"
