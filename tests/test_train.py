@@ -175,6 +175,21 @@ def test_all_at_once_is_before_the_first_step(checkpoint: Checkpoint, tmp_path: 
         assert torch.equal(mask, model.masks()[name])
 
 
+def test_weights_that_the_loss_does_not_feel_go_first(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """By the Fisher criterion: what is large and never moves the loss is worth less than what is small and does."""
+    features, model = examples(), fresh(checkpoint)
+    idle = model.linears()["layers.1.ffn_in"]
+    with torch.no_grad():  # neurons whose output nothing reads, with large weights
+        idle.weight[:32] *= 50
+        model.linears()["layers.1.ffn_out"].weight[:, :32] = 0
+    pruning = Pruning(PruneSchedule(0.5, 4, 8, 4, 8, 2), criterion="fisher")
+    model.linears()["layers.1.ffn_out"].mask = model.linears()["layers.1.ffn_out"].weight != 0
+    train(SpanLoss(model), features, plan_of(features), SETTINGS, tmp_path / "run", pruning=pruning)
+    assert idle.mask is not None
+    assert not idle.mask[:32].any()
+    assert float(idle.mask.float().mean()) == pytest.approx(0.5, abs=0.01)
+
+
 def test_scores_on_the_way_change_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
     features = examples()
     plain, scored = fresh(checkpoint), fresh(checkpoint)

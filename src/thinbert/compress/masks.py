@@ -26,6 +26,12 @@ def block_scores(weight: Tensor, block: tuple[int, int]) -> Tensor:
     return sums / (heights[:, None] * widths[None, :])
 
 
+def saliency(weight: Tensor, squared_gradient: Tensor) -> Tensor:
+    """What the loss rises by when a weight goes, w^2 E[g^2] / 2, as if weights did not depend on each other (optimal
+    brain damage, LeCun et al. 1990, with the diagonal of the empirical Fisher information for the curvature)."""
+    return weight.square() * squared_gradient / 2
+
+
 def expand(blocks: Tensor, block: tuple[int, int], shape: Sequence[int]) -> Tensor:
     """A mask of blocks as a mask of weights [N, K]."""
     wide = blocks.repeat_interleave(block[0], dim=0).repeat_interleave(block[1], dim=1)

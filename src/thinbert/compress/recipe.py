@@ -35,6 +35,7 @@ class Prune(Part):
     end: Share = 0.8  # where masks are frozen
     times: int = Field(50, ge=1)  # masks computed anew until policy_end
     scope: Literal["uniform", "global"] = "uniform"
+    criterion: Literal["magnitude", "fisher"] = "magnitude"  # what a weight is worth: see masks.saliency
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -186,7 +186,12 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
 
 def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Path) -> None:
     """Makes a stage's folder, or checks that it holds this very stage: a recipe may have grown or changed since."""
-    asked: dict[str, Any] = {"stage": stage.model_dump(mode="json"), "start": source.sha256(), "scale": place.scale}
+    # without defaults: a later version may know more fields
+    asked: dict[str, Any] = {
+        "stage": stage.model_dump(mode="json", exclude_defaults=True),
+        "start": source.sha256(),
+        "scale": place.scale,
+    }
     if stage.distil is not None:
         teachers = {stage.distil.teacher, stage.distil.states or stage.distil.teacher}
         asked["teachers"] = sorted(_teacher(place, name, seed).sha256() for name in teachers)
@@ -252,7 +257,7 @@ def _pruning(stage: Stage, steps: int) -> Pruning | None:
     p = stage.prune
     begin, policy_end, end = (round(share * steps) for share in (p.begin, p.policy_end, p.end))
     every = max(1, (policy_end - begin) // p.times)
-    return Pruning(PruneSchedule(p.sparsity, begin, end, begin, policy_end, every), p.shape, p.scope)
+    return Pruning(PruneSchedule(p.sparsity, begin, end, begin, policy_end, every), p.shape, p.scope, p.criterion)
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------------

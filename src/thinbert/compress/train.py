@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from thinbert.compress.data import Features, batch
 from thinbert.compress.encoder import Encoder
-from thinbert.compress.masks import density, magnitude_masks
+from thinbert.compress.masks import density, magnitude_masks, saliency
 from thinbert.compress.recipe import Report
 from thinbert.compress.schedule import PruneSchedule, linear_rate, rewinding_rate
 from thinbert.errors import Error, InputError
@@ -61,6 +61,7 @@ class Pruning:
     schedule: PruneSchedule
     block: tuple[int, int] = (1, 1)
     scope: str = "uniform"
+    criterion: str = "magnitude"
 
 
 class Objective(nn.Module):
@@ -118,7 +119,7 @@ def train(
     locked = model.masks()  # what is gone before the first step stays gone, also in a run that is taken up again
     step = saved = _resume(out / "state.pt", objective, optimizer, accelerator.device)
     if step == 0 and pruning is not None and pruning.schedule.due(0) and pruning.schedule.sparsity(0) > 0:
-        model.set_masks(_new_masks(model, pruning, 0, locked))  # before anything is learnt
+        model.set_masks(_new_masks(model, pruning, 0, locked, optimizer))  # before anything is learnt
     prepared, optimizer = accelerator.prepare(objective, optimizer)
     objective.train()
 
@@ -142,7 +143,7 @@ def train(
         total += loss
         tokens += count
         if pruning is not None and pruning.schedule.due(step):
-            model.set_masks(_new_masks(model, pruning, step, locked))
+            model.set_masks(_new_masks(model, pruning, step, locked, optimizer))
         last = step == steps or (stop_after is not None and step - first >= stop_after)
         due = evaluate is not None and evaluate_every > 0 and step % evaluate_every == 0 and step < steps
         line: dict[str, Any] = {}
@@ -229,8 +230,15 @@ def time_steps(objective: Objective, features: Features, plan: Sequence[NDArray[
     return (time.perf_counter() - begun) / len(plan)
 
 
-def _new_masks(model: Encoder, pruning: Pruning, step: int, locked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    weights = {name: linear.weight for name, linear in model.prunable().items()}
+def _new_masks(
+    model: Encoder, pruning: Pruning, step: int, locked: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {name: linear.weight.detach() for name, linear in model.prunable().items()}
+    if pruning.criterion == "fisher" and step > 0:
+        # Adam's second moment is a running mean of squared gradients: the diagonal of the empirical Fisher information
+        state = getattr(optimizer, "optimizer", optimizer).state
+        squares = {name: state[linear.weight]["exp_avg_sq"] for name, linear in model.prunable().items()}
+        weights = {name: saliency(weight, squares[name]) for name, weight in weights.items()}
     sparsity = pruning.schedule.sparsity(step)
     return magnitude_masks(weights, sparsity, block=pruning.block, scope=pruning.scope, locked=locked)
 
