@@ -80,6 +80,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: flo
 class Trace:
     """What a forward pass went through, kept when asked for: the terms of distillation (see compress/distill.py)."""
 
+    attention: bool = True  # whether scores are kept: they cost a product more
     hidden: list[Tensor] = field(default_factory=list)  # [B, L, D] embeddings and each layer's output
     scores: list[Tensor] = field(default_factory=list)  # [B, H, L, L] attention scores before the softmax, by layer
 
@@ -108,7 +109,7 @@ class Layer(nn.Module):
             linear(x).reshape(B, L, -1, self._head_size).transpose(1, 2)
             for linear in (self.query, self.key, self.value)
         )
-        if trace is not None:
+        if trace is not None and trace.attention:
             trace.scores.append(q @ k.transpose(-1, -2) * self._head_size**-0.5)
         if self.query.quantised:
             context = qat.attention(q, k, v, mask)

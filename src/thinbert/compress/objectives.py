@@ -38,13 +38,13 @@ class Follower:
 
     def read(self, ids: Tensor, given: Batch) -> tuple[Tensor, Trace]:
         """The teacher's last hidden states, and what it went through."""
-        trace = Trace()
+        trace = Trace(self._terms.attention > 0)
         with torch.no_grad():
             return self.teacher.to(ids.device)(ids, given.types, given.lengths, trace=trace), trace
 
     def loss(self, ours: Trace, theirs: Trace, mask: Tensor) -> Tensor:
         """Summed over the batch."""
-        layers = distill.layer_map(len(ours.scores), len(theirs.scores))
+        layers = distill.layer_map(len(ours.hidden) - 1, len(theirs.hidden) - 1)
         total = torch.zeros((), device=mask.device)
         if self._terms.hidden:
             apart = distill.hidden_states(ours.hidden, [theirs.hidden[n] for n in layers], mask)
@@ -80,7 +80,7 @@ class TaskLoss(Objective):
         """Hidden states, and what it costs that they are not the teacher's."""
         if self._states is None:
             return self.model(given.ids, given.types, given.lengths), torch.zeros((), device=given.ids.device)
-        ours = Trace()
+        ours = Trace(self._terms.attention > 0)
         hidden = self.model(given.ids, given.types, given.lengths, trace=ours)
         return hidden, self._states.loss(ours, self._states.read(given.ids, given)[1], given.mask)
 

@@ -113,7 +113,8 @@ class PretrainLoss(Objective):
 
     def forward(self, given: Batch) -> Tensor:
         ids, chosen = self.hide(given)
-        trace = Trace() if self._states and (self._terms.hidden or self._terms.attention) else None
+        followed = self._states is not None and (self._terms.hidden or self._terms.attention)
+        trace = Trace(self._terms.attention > 0) if followed else None
         hidden = self.model(ids, given.types, given.lengths, trace=trace)
         logits = self.model.mlm_logits(hidden[chosen]).float()
         total = torch.zeros((), device=logits.device)
