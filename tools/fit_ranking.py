@@ -19,7 +19,7 @@ from thinbert.corpus import ask as asking
 from thinbert.corpus.documents import Document
 from thinbert.corpus.index import Corpus
 from thinbert.corpus.pages import Page
-from thinbert.tasks.calibration import auroc, calibration_error, log_odds
+from thinbert.tasks.calibration import auroc, calibration_error, log_odds, logistic
 from thinbert.tasks.metrics import f1_v1
 from thinbert.tasks.squad import read_squad
 
@@ -56,7 +56,7 @@ def main() -> None:
             right.append(gold and max(f1_v1(reading.answers[0].text, a) for a in q.answers) > 0.5)
             groups.append(number)
     x, b, y, g = np.array(odds), np.array(behind), np.array(right), np.array(groups)
-    slope, weight, offset = regress(np.stack([x, -b, np.ones_like(x)], axis=1), y)
+    slope, weight, offset = logistic(np.stack([x, -b, np.ones_like(x)], axis=1), y.astype(float), np.zeros(3))
     print(f"log odds of being right = {slope:.3f} * (odds) - {weight:.3f} * (behind) + {offset:.3f}")
     print(f"RETRIEVAL = {weight / slope:.2f}")
     for value in (0.0, weight / slope / 2, weight / slope, 2 * weight / slope):
@@ -67,18 +67,6 @@ def main() -> None:
             f"  {value:5.2f}: top answer right {100 * y[top].mean():.1f} %, "
             f"AUROC {auroc(score, y.tolist()):.4f}, calibration error {calibration_error(p, y.tolist()):.3f}"
         )
-
-
-def regress(A: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Logistic regression by Newton's method, a little regularised."""
-    w = np.zeros(A.shape[1])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-np.clip(A @ w, -30, 30)))
-        step = np.linalg.solve((A * (p * (1 - p))[:, None]).T @ A + 1e-3 * np.eye(A.shape[1]), A.T @ (p - y) + 1e-3 * w)
-        w = w - step
-        if np.abs(step).max() < 1e-8:
-            break
-    return w
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ from typing import IO, Any
 
 from thinbert.api import Model
 from thinbert.corpus.ask import Found
+from thinbert.corpus.pages import is_text
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
 from thinbert.tasks import classify
 from thinbert.tasks.qa import Reading
-from thinbert.tasks.squad import read_json_object
+from thinbert.tasks.squad import open_packed, read_json_object
 
 STDIO = "-"
 FORMATS = (".jsonl", ".csv", ".json")  # .json is SQuAD's, and only read
@@ -147,11 +148,7 @@ def _lines(
 def _line(record: Mapping[str, Any]) -> str:
     """A record as a line of JSON: as it is read, escaped where it holds what has no encoding."""
     text = json.dumps(record, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = json.dumps(record)
-    return text + "\n"
+    return (text if is_text(text) else json.dumps(record)) + "\n"
 
 
 def _predictions(asked: Iterator[Any], model: Model, ask: Ask | None) -> Iterator[dict[str, Any]]:
@@ -171,9 +168,8 @@ def _predictions(asked: Iterator[Any], model: Model, ask: Ask | None) -> Iterato
             yield _reading(reading, several.popleft())
     else:
         for logits in classify.logits(model, asked):
-            shares = classify.softmax(logits)
-            best = int(shares.argmax())
-            yield {"label": classify.class_names(model, len(shares))[best], "score": float(shares[best])}
+            label, score = classify.best_class(model, logits)
+            yield {"label": label, "score": score}
 
 
 def _reading(reading: Reading, several: bool) -> dict[str, Any]:
@@ -226,12 +222,8 @@ def _kind(name: str) -> str:
 def _open(source: str) -> AbstractContextManager[IO[bytes]]:
     if source == STDIO:
         return nullcontext(sys.stdin.buffer)
-    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
     try:
-        opened: AbstractContextManager[IO[bytes]] = openers.get(Path(source).suffix, open)(source, "rb")
-        return opened
-    except FileNotFoundError:
-        raise InputError(f"{source}: no such file") from None
+        return open_packed(Path(source))
     except OSError as e:
         raise InputError(f"{source}: cannot be read: {e.strerror or e}") from None
 
@@ -312,10 +304,8 @@ def _text(raw: Mapping[str, Any], name: str) -> str:
 
 
 def _utf8(value: str, name: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{name} has half a surrogate pair; it is not text") from None
+    if not is_text(value):
+        raise InputError(f"{name} has half a surrogate pair; it is not text")
     return value
 
 

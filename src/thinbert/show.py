@@ -85,32 +85,14 @@ def _place(place: "Place", line: int | None = None) -> str:
 
 
 def ask_json(question: str, found: "Found", report: "Report", model: str, seconds: float) -> dict[str, Any]:
-    def place(c: "Citation") -> dict[str, Any]:
-        return {
-            "answer": c.text,
-            "score": c.score,
-            "file": c.place.file,
-            "page": c.place.page,
-            "page_label": c.place.label,
-            "line": c.line,
-            "start": c.place.start,
-            "end": c.place.end,
-            "heading": c.heading,
-            "sentence": c.sentence,
-            "sentence_start": c.sentence_start,
-            "also": [
-                {"file": p.file, "page": p.page, "page_label": p.label, "start": p.start, "end": p.end} for p in c.also
-            ],
-        }
-
-    best = place(found.citations[0]) if found.citations else {"answer": None}
+    best = found.citations[0].fields() if found.citations else {"answer": None}
     return {
         "question": question,
         **best,
         "no_answer_probability": found.no_answer,
         "threshold": found.threshold,
-        "answers": [place(c) for c in found.citations],
-        "rejected": place(found.rejected) if found.rejected else None,
+        "answers": [c.fields() for c in found.citations],
+        "rejected": found.rejected.fields() if found.rejected else None,
         "passages_read": found.read,
         "skipped": [{"file": name, "reason": reason} for name, reason in report.skipped],
         "model": model,

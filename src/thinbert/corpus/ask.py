@@ -1,8 +1,9 @@
 """Questions over documents: retrieve passages, read them in one batch, rank what was found on one scale, cite it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from thinbert.api import Model
 from thinbert.corpus.index import Corpus, Hit, View
@@ -16,7 +17,7 @@ READ = 20  # passages that are read for a question
 # Most good spans overlap a better one and are dropped: ten neighbouring tokens alone hold 55 spans.
 _CANDIDATES_PER_ANSWER = 60
 # What a passage's place in the search says, in log odds: this much less for one that shares nothing with the question
-# than for the best. Fitted on held-out articles (docs/results.md).
+# than for the best. A guess that serves; tools/fit_ranking.py fits it to a model.
 RETRIEVAL = 3.0
 _FARTHEST = 700.0  # log odds past which exp has no float64
 
@@ -28,6 +29,16 @@ class Place:
     label: str  # printed on the page, or a record's name
     start: int  # characters of the page, end exclusive
     end: int
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON says it, everywhere."""
+        return {
+            "file": self.file,
+            "page": self.page,
+            "page_label": self.label,
+            "start": self.start,
+            "end": self.end,
+        }
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,19 @@ class Citation:
     sentence: str
     sentence_start: int
     also: tuple[Place, ...]  # where the same words were found as an answer, too
+
+    def fields(self, place: Callable[[Place], dict[str, Any]] = Place.fields) -> dict[str, Any]:
+        """As JSON says it, everywhere; `place` may say more, or less, of a place than it says itself."""
+        return {
+            "answer": self.text,
+            "score": self.score,
+            **place(self.place),
+            "line": self.line,
+            "heading": self.heading,
+            "sentence": self.sentence,
+            "sentence_start": self.sentence_start,
+            "also": [place(p) for p in self.also],
+        }
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from thinbert.corpus.pages import Page
+from thinbert.corpus.pages import Page, is_text
 from thinbert.corpus.readers import READERS, Read, read_text
 from thinbert.errors import InputError
 
@@ -70,7 +70,7 @@ def find_files(names: Iterable[str], report: Report) -> Iterator[str]:
                 raise InputError(f"{name}: matches no file")
             found = (f for m in matches for f in (_under(m, report) if Path(m).is_dir() else [m]))
         for file in found:
-            if not _is_text(file):
+            if not is_text(file):
                 shown = tame_text(file, 1000)
                 report.skipped.append((shown, "its name is not UTF-8; rename it"))
                 continue
@@ -153,7 +153,7 @@ def _checked(name: str, read: Read) -> Document:
     """The document, if it has anything to read in it; headings and labels cut to what can be shown."""
     pages = []
     for page in read.pages:
-        if not _is_text(page.text):
+        if not is_text(page.text):
             raise InputError("is not UTF-8; convert it first")
         headings = tuple((at, tame_text(heading, _LONGEST_HEADING)) for at, heading in page.headings)
         pages.append(replace(page, label=tame_text(page.label, _LONGEST_HEADING), headings=headings))
@@ -165,15 +165,6 @@ def _checked(name: str, read: Read) -> Document:
 def tame_text(text: str, longest: int) -> str:
     """At most so many characters, all of which can be stored."""
     return text[:longest].encode(errors="replace").decode()
-
-
-def _is_text(text: str) -> bool:
-    """Whether it can be stored: no halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def content_of(path: Path, max_mb: float) -> bytes:

@@ -19,8 +19,7 @@ from typing import Any
 
 import tantivy
 
-from thinbert.corpus.documents import MAX_MB, STDIN, Document, Report, find_files, parse_document
-from thinbert.corpus.documents import content_of as read_content
+from thinbert.corpus.documents import MAX_MB, STDIN, Document, Report, content_of, find_files, parse_document
 from thinbert.corpus.pages import Page, passages
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
@@ -216,30 +215,27 @@ class Corpus:
             raise InputError("standard input cannot be indexed: it has no place to go back to; save it to a file first")
         if named:
             found = [absolute(f) for f in find_files(named, changes.report)]
-            roots = [absolute(n) + os.sep for n in named if Path(n).is_dir()]
-            within = {p for p in known if any(p.startswith(root) for root in roots)} | (known.keys() & set(found))
         else:
-            found, within = [p for p in known if _is_there(p)], set(known)
-        own = absolute(self.folder) + os.sep if self.folder else None
-        found = [f for f in found if own is None or not f.startswith(own)]
+            found = [p for p in known if _is_there(p)]
+        if self.folder:
+            own = absolute(self.folder) + os.sep
+            found = [f for f in found if not f.startswith(own)]
+        roots = tuple(absolute(n) + os.sep for n in named if Path(n).is_dir())
+        missing = {p for p in known if not named or p.startswith(roots)} - set(found)
+        refused: set[str] = set()  # hold nothing to read, any more
         sizes = {f: _size(f) for f in found}
         total, done, unsafe, last = sum(sizes.values()), 0, 0, time.monotonic()
-        refused: set[str] = set()
         with self.writer() as writer:
             for path in found:
                 progress(done, total)
-                followed = self._follow(writer, path, known.get(path), changes, max_mb)
-                if followed is not False:
-                    within.discard(path)
-                elif path in known:
-                    within.add(path)
+                if not self._follow(writer, path, known.get(path), changes, max_mb) and path in known:
                     refused.add(path)
                 done += sizes[path]
                 unsafe += sizes[path]
                 if unsafe >= _COMMIT_BYTES or time.monotonic() - last >= _COMMIT_SECONDS:
                     writer.commit()
                     unsafe, last = 0, time.monotonic()
-            for path in sorted(within):
+            for path in sorted(missing | refused):
                 if path in refused or _is_gone(path, whole_folders=bool(named)):
                     writer.remove(path)
                     changes.removed += 1
@@ -250,22 +246,21 @@ class Corpus:
         self._index.reload()
         return changes
 
-    def _follow(
-        self, writer: "_Writer", path: str, before: File | None, changes: Changes, max_mb: float
-    ) -> bool | None:
-        """Brings one file up to date: True; False where it holds nothing to read, None where it cannot be looked at."""
+    def _follow(self, writer: "_Writer", path: str, before: File | None, changes: Changes, max_mb: float) -> bool:
+        """Brings one file up to date, or leaves it as it is where it cannot be looked at now. False where it holds
+        nothing to read."""
         try:
             at = Path(path).stat()
             if before and (before.size, before.mtime_ns) == (at.st_size, at.st_mtime_ns):
                 changes.unchanged += 1
                 return True
-            content = read_content(Path(path), max_mb)
+            content = content_of(Path(path), max_mb)
         except OSError as e:
             changes.report.skipped.append((path, f"cannot be read: {e.strerror}"))
-            return None
+            return True
         except InputError as e:
             changes.report.skipped.append((path, str(e)))
-            return None if isinstance(e.__cause__, OSError) else False
+            return isinstance(e.__cause__, OSError)
         sha256 = hashlib.sha256(content).hexdigest()
         same = before is not None and before.sha256 == sha256
         try:
@@ -381,7 +376,14 @@ class View:
 
     @property
     def passages(self) -> int:
-        query = tantivy.Query.term_query(self._schema, "kind", "passage")
+        return self._count("passage")
+
+    @property
+    def files(self) -> int:
+        return self._count("file")
+
+    def _count(self, kind: str) -> int:
+        query = tantivy.Query.term_query(self._schema, "kind", kind)
         return int(self._searcher.search(query, limit=1).count)  # type: ignore[attr-defined]  # missing in its stubs
 
     def all(self, limit: int) -> Iterator[Hit]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeGuard
 
 # A sentence ends at . ! ? … (and closing quotes or brackets) before white space, at a blank line, or at a line that
 # starts a heading, list item or table in Markdown. Abbreviations are not known: a citation may then show less than
@@ -16,6 +17,14 @@ _LONGEST_SENTENCE = 400  # characters shown on either side of an answer, at most
 PASSAGE, OVERLAP = 1200, 200  # characters
 # Where a passage had better end, best first: at a paragraph, a line, a sentence, a word.
 _BREAKS = tuple(re.compile(p) for p in (r"\n\s*\n", r"\n", r"""[.!?…]["'”’)\]]*\s""", r"\s"))
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether this is a string that has an encoding: JSON, XML and file names can hold half of a surrogate pair."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True)

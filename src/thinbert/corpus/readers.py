@@ -102,6 +102,7 @@ _BLOCKS = {
     "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr",
     "li", "main", "nav", "ol", "p", "pre", "section", "summary", "table", "tbody", "tfoot", "thead", "tr", "ul",
 }
+_HEADING = re.compile("h[1-6]")
 # fmt: on
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([a-zA-Z0-9_:.-]{2,40})""", re.IGNORECASE)
 # What browsers take a declaration for (WHATWG Encoding): pages that say Latin-1 or ASCII use the quotes of Windows, and
@@ -141,7 +142,7 @@ class _Text(HTMLParser):
             self._write(" ")
         elif tag in _BLOCKS:
             self._break()
-        if _TITLE.fullmatch(tag):
+        if _HEADING.fullmatch(tag):
             self._heading, self._heading_at = [], self._length
         self._pre += tag == "pre"
 
@@ -154,7 +155,7 @@ class _Text(HTMLParser):
             while (closed := self._unseen.pop()) != tag:
                 self._open[closed] -= 1
             self._open[tag] -= 1
-        if _TITLE.fullmatch(tag) and self._heading is not None:
+        if _HEADING.fullmatch(tag) and self._heading is not None:
             if heading := "".join(self._heading).strip():
                 self.headings.append((self._heading_at, heading))
             self._heading = None
@@ -180,9 +181,6 @@ class _Text(HTMLParser):
             self._length += len(text)
             if self._heading is not None:
                 self._heading.append(text)
-
-
-_TITLE = re.compile("h[1-6]")
 
 
 def read_html(content: bytes) -> Read:
@@ -291,6 +289,7 @@ def read_docx(content: bytes) -> Read:
             xml = file.read(_LARGEST_PART + 1)
     except KeyError:
         raise InputError("is not a Word document: it has no word/document.xml") from None
+    # zipfile raises each of these for one kind of damage, encryption or packing it does not know
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as e:
         raise InputError(f"is not a readable Word document: {str(e) or 'it is damaged or cut off'}") from None
     if len(xml) > _LARGEST_PART:

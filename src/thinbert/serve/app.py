@@ -15,7 +15,7 @@ from thinbert import __version__
 from thinbert.api import Model
 from thinbert.errors import Error
 from thinbert.serve import documents, inference
-from thinbert.serve.library import Library, UnknownDocumentError
+from thinbert.serve.library import Library
 from thinbert.serve.limits import Guard
 from thinbert.serve.server import Server, Settings
 
@@ -77,7 +77,7 @@ def create_app(
 
     @app.exception_handler(Error)
     async def refused(request: Request, e: Error) -> JSONResponse:
-        return JSONResponse({"error": str(e)}, 404 if isinstance(e, UnknownDocumentError) else 422)
+        return JSONResponse({"error": str(e)}, 422)
 
     app.add_middleware(
         Guard,
@@ -113,7 +113,7 @@ def _health(server: Server) -> APIRouter:
     @routes.get("/metrics", summary="Counters for Prometheus")
     async def metrics() -> Response:
         if server.library is not None:
-            server.metrics.documents.set(len(server.library.entries()))
+            server.metrics.documents.set(server.library.count)
         return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -1,24 +1,20 @@
 """Routes for questions to documents, and for the documents: upload, list, read, remove."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, File, HTTPException, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import Field
 
-from thinbert.corpus.ask import READ, Citation, Found, ask
+from thinbert.corpus.ask import READ, Found, Place, ask
 from thinbert.corpus.documents import text_document
 from thinbert.corpus.index import Corpus
 from thinbert.serve.batching import current_ticket
-from thinbert.serve.library import Library, UnknownDocumentError, listed, name_of, number_of
-from thinbert.serve.server import Body, Server
-
-Text = Annotated[str, Field(min_length=1)]
-T = TypeVar("T")
+from thinbert.serve.library import Library, listed, name_of, number_of
+from thinbert.serve.server import Body, Server, Text
 
 
 class Ask(Body):
@@ -41,7 +37,7 @@ def routes(server: Server) -> APIRouter:
 
     @api.post("/ask", summary="A question to the documents, or to a text that comes with it")
     async def asked(request: Request, body: Ask) -> dict[str, Any]:
-        _, model = server.model(None, answers=True)
+        model = server.model(None, answers=True)
         own = None if body.context is not None else library()
 
         def work() -> Found:
@@ -84,21 +80,21 @@ def routes(server: Server) -> APIRouter:
     @api.delete("/documents/{number}", summary="Remove an upload", status_code=204)
     async def remove(request: Request, number: str) -> None:
         held = library()
-        await server.compute(request, lambda: _known(lambda: held.remove(number)), changes=True)
+        await server.compute(request, lambda: held.remove(number), changes=True)
 
     @api.get("/documents/{number}/pages/{page}", summary="The text of a page, as it was indexed")
     async def page(request: Request, number: str, page: int) -> dict[str, Any]:
         held = library()
         if not 0 < page < 1 << 31:
             raise HTTPException(404, f"no page {page}")
-        found = await server.compute(request, lambda: _known(lambda: held.page(number, page)))
+        found = await server.compute(request, lambda: held.page(number, page))
         headings = [{"start": at, "text": heading} for at, heading in found.headings]
         return {"number": found.number, "label": found.label, "text": found.text, "headings": headings}
 
     @api.get("/documents/{number}/file", summary="The file itself")
     async def file(request: Request, number: str) -> FileResponse:
         held = library()
-        path: Path = await server.compute(request, lambda: _known(lambda: held.path(number)))
+        path: Path = await server.compute(request, lambda: held.path(number))
         # shown in place only where a browser runs nothing of it; all else is downloaded
         kinds = {".pdf": "application/pdf", ".txt": "text/plain; charset=utf-8", ".md": "text/plain; charset=utf-8"}
         kind = kinds.get(path.suffix.lower())
@@ -120,50 +116,17 @@ def _is_wanted() -> bool:
     return ticket is None or not ticket.cancelled
 
 
-def _known(work: Callable[[], T]) -> T:
-    """What `compute` would make a 422 is a 404 here."""
-    try:
-        return work()
-    except UnknownDocumentError as e:
-        raise HTTPException(404, str(e)) from None
-
-
 def _found(found: Found, indexed: bool) -> dict[str, Any]:
-    def citation(c: Citation) -> dict[str, Any]:
-        place: dict[str, Any] = {"document": number_of(c.place.file) if indexed else None}
-        place |= {
-            "file": name_of(c.place.file),
-            "page": c.place.page,
-            "page_label": c.place.label,
-            "line": c.line,
-            "heading": c.heading,
-        }
-        return {
-            "answer": c.text,
-            "score": c.score,
-            **place,
-            "start": c.place.start,
-            "end": c.place.end,
-            "sentence": c.sentence,
-            "sentence_start": c.sentence_start,
-            "also": [
-                {
-                    "document": number_of(p.file) if indexed else None,
-                    "file": name_of(p.file),
-                    "page": p.page,
-                    "start": p.start,
-                    "end": p.end,
-                }
-                for p in c.also
-            ],
-        }
+    def place(p: Place) -> dict[str, Any]:
+        """Clients know a file by its number, and never learn where it lies here."""
+        return {**p.fields(), "file": name_of(p.file), "document": number_of(p.file) if indexed else None}
 
     return {
         "answer": found.citations[0].text if found.citations else None,
         "score": found.citations[0].score if found.citations else None,
         "no_answer": found.no_answer,
         "threshold": found.threshold,
-        "citations": [citation(c) for c in found.citations],
-        "rejected": citation(found.rejected) if found.rejected else None,
+        "citations": [c.fields(place) for c in found.citations],
+        "rejected": found.rejected.fields(place) if found.rejected else None,
         "passages_read": found.read,
     }

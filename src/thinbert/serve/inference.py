@@ -12,12 +12,11 @@ from thinbert.api import Model
 from thinbert.errors import InputError
 from thinbert.pipelines import QuestionAnsweringPipeline, TextClassificationPipeline
 from thinbert.serve import protocol
-from thinbert.serve.server import Body, Server
-from thinbert.tasks.classify import class_names, logits, softmax
+from thinbert.serve.server import Body, Server, Text
+from thinbert.tasks.classify import best_class, logits
 
 _VERSION = "1"  # of the models, in the words of the Open Inference Protocol
 
-Text = Annotated[str, Field(min_length=1)]
 T = TypeVar("T")
 # A list is given up at its first fault: a small request must not make a large answer.
 Some = Annotated[list[T], Field(min_length=1, max_length=1000, fail_fast=True)]
@@ -69,7 +68,7 @@ def routes(server: Server) -> APIRouter:
         if len(kinds) > 1:
             raise HTTPException(422, "inputs: questions and texts to classify are mixed")
         answers = kinds.pop()
-        _, model = server.model(name, answers=answers)
+        model = server.model(name, answers=answers)
         given = {k: v for k, v in body.parameters.model_dump().items() if v is not None}
         own = QuestionAnsweringPipeline.options if answers else TextClassificationPipeline.options
         for option in given:
@@ -99,7 +98,7 @@ def routes(server: Server) -> APIRouter:
 
     @api.post("/predict", summary="A question and a text", response_description=shape)
     async def predict(request: Request, body: Predict | Some[Predict]) -> Any:
-        _, model = server.model(None, answers=True)
+        model = server.model(None, answers=True)
         asked = body if isinstance(body, list) else [body]
         pipeline = QuestionAnsweringPipeline(model)
 
@@ -138,9 +137,8 @@ def open_inference(server: Server) -> APIRouter:
     def model_of(name: str, version: str | None) -> Model:
         model = server.models.get(name)
         if model is None or version not in (None, _VERSION):
-            raise HTTPException(
-                404, f"no model {name[:80]!r} of version {version or _VERSION}; there are {_names(server)}"
-            )
+            there = ", ".join(server.models)
+            raise HTTPException(404, f"no model {name[:80]!r} of version {version or _VERSION}; there are {there}")
         return model
 
     @routes.get("/models/{name}", summary="A model's inputs and outputs")
@@ -210,10 +208,6 @@ _INFER = {
 }
 
 
-def _names(server: Server) -> str:
-    return ", ".join(server.models)
-
-
 def _signature(model: Model) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     if model.answers:
         numbers = (("score", "FP32"), ("start", "INT64"), ("end", "INT64"), ("no_answer", "FP32"))
@@ -232,8 +226,6 @@ def _infer(model: Model, first: Sequence[str], second: Sequence[str] | None) -> 
     else:
         other: Sequence[str | None] = second if second is not None else [None] * len(first)
         for values in logits(model, zip(first, other, strict=True)):
-            shares = softmax(values)
-            best_class = int(shares.argmax())
-            rows.append((class_names(model, len(shares))[best_class], float(shares[best_class])))
+            rows.append(best_class(model, values))
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(described)
     return [(name, datatype, list(column)) for (name, datatype), column in zip(described, columns, strict=True)]

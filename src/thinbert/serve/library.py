@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from thinbert.corpus.index import BusyError, Corpus, File, absolute
@@ -68,6 +68,11 @@ class Library:
     def entries(self) -> list[Entry]:
         return [self._entry(f) for f in self.corpus.files()]
 
+    @property
+    def count(self) -> int:
+        """Number of documents."""
+        return self.corpus.view().files
+
     def add(self, name: str, content: bytes, *, wanted: Callable[[], bool] = lambda: True) -> tuple[Entry, bool]:
         """Stores and indexes a file; the same content under the same name is there only once.
 
@@ -97,16 +102,15 @@ class Library:
                     write_atomic(path, content)
                     at = path.stat()
                     about = File(str(path), at.st_size, at.st_mtime_ns, sha256, len(document.pages), 0, document.notes)
-                    self.corpus.put(writer, document, about)
+                    about = replace(about, passages=self.corpus.put(writer, document, about))
                     writer.commit()
-                except OSError as e:
+                except BaseException as e:
                     path.unlink(missing_ok=True)
-                    raise InputError(f"{tame}: cannot be stored: {e.strerror}") from e
-                except BaseException:
-                    path.unlink(missing_ok=True)
+                    if isinstance(e, OSError):
+                        raise InputError(f"{tame}: cannot be stored: {e.strerror}") from e
                     raise
             self.corpus.reload()
-            return self._entry(next(f for f in self.corpus.files() if f.path == str(path))), True
+            return self._entry(about), True
 
     def remove(self, number: str) -> None:
         """

@@ -10,10 +10,11 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
+from thinbert.corpus.pages import is_text
 from thinbert.errors import InputError
 
 LARGEST = 1 << 16  # elements of a tensor: a shape is a promise, and memory is made for it
@@ -82,11 +83,11 @@ def parse(body: bytes, header_length: str | None) -> Request:
         wanted = {}
         for number, raw in enumerate(_list(root, "outputs", "")):
             where = f"outputs[{number}]"
-            if not isinstance(raw, dict) or not _is_text(raw.get("name")):
+            if not isinstance(raw, dict) or not is_text(raw.get("name")):
                 raise InputError(f"{where}: expected an object with a name")
             wanted[raw["name"]] = bool(_parameters(raw, where).get("binary_data", False))
     request_id = root.get("id")
-    if request_id is not None and not _is_text(request_id):
+    if request_id is not None and not is_text(request_id):
         raise InputError("id: expected a text")
     return Request(request_id, inputs, wanted, bool(_parameters(root, "").get("binary_data_output", False)))
 
@@ -152,7 +153,7 @@ def _pack(datatype: str, data: Sequence[Any]) -> bytes:
 
 def _tensor(raw: Mapping[str, Any], content: bytes | None, where: str) -> Tensor:
     name, datatype, shape = raw.get("name"), raw.get("datatype"), raw.get("shape")
-    if not _is_text(name) or not _is_text(datatype):
+    if not is_text(name) or not is_text(datatype):
         raise InputError(f"{where}: expected a name and a datatype, both texts")
     if (
         not isinstance(shape, list)
@@ -200,17 +201,9 @@ def _flat(data: Any, name: str, depth: int) -> list[str]:
         return [text for part in data for text in _flat(part, name, depth + 1)]
     if not isinstance(data, str):
         raise InputError(f"{name}: data holds {'nothing' if data is None else type(data).__name__}; expected texts")
-    if not _is_text(data):
+    if not is_text(data):
         raise InputError(f"{name}: holds half a surrogate pair, which is no text")
     return [data]
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    """A string that has an encoding: JSON can spell half of a surrogate pair."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
 
 
 def _list(raw: Mapping[str, Any], key: str, where: str) -> list[Any]:

@@ -5,19 +5,20 @@ import contextvars
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import HTTPException, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from thinbert.api import Model
 from thinbert.corpus.index import BusyError
 from thinbert.errors import InputError
 from thinbert.serve.batching import Batcher, CancelledError, Ticket, current_ticket
-from thinbert.serve.library import Library
+from thinbert.serve.library import Library, UnknownDocumentError
 from thinbert.serve.limits import Metrics
 
 T = TypeVar("T")
+Text = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,12 @@ class Server:
             self._batchers.append(batcher)
             model.runtime = batcher
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="thinbert")
-        self._changes = ThreadPoolExecutor(
-            1, thread_name_prefix="thinbert-documents"
-        )  # they wait for each other anyway
+        # one thread: changes of the documents wait for each other anyway
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="thinbert-documents")
         self.in_flight = 0
         self.ready = False
 
-    def model(self, name: str | None, *, answers: bool) -> tuple[str, Model]:
+    def model(self, name: str | None, *, answers: bool) -> Model:
         """The model of that name, or the first that can do it. Raises HTTPException 404."""
         if name is not None:
             found = self.models.get(name)
@@ -71,10 +71,10 @@ class Server:
             if found.answers != answers:
                 can = "classifies texts" if not found.answers else "answers questions"
                 raise HTTPException(422, f"model {name} {can}; these inputs ask for something else")
-            return name, found
-        for known, model in self.models.items():
+            return found
+        for model in self.models.values():
             if model.answers == answers:
-                return known, model
+                return model
         what = "answers questions" if answers else "classifies texts"
         raise HTTPException(422, f"no model here {what}; start the server with one (--model)")
 
@@ -84,7 +84,8 @@ class Server:
         Args:
             changes: the work changes the documents; it has a thread of its own, and four times as long.
 
-        Raises HTTPException: 429, 504 or (seen by nobody) 499; 422 where the work refuses its input.
+        Raises HTTPException: 429, 503, 504 or (seen by nobody) 499; 404 where the work finds no such document, and 422
+        where it refuses its input.
         """
         if self.in_flight >= self.settings.max_waiting:
             raise HTTPException(429, "too many requests wait; try again", headers={"Retry-After": "1"})
@@ -112,6 +113,8 @@ class Server:
             raise HTTPException(504, f"not done within {timeout:g} seconds")
         except (CancelledError, BusyError) as e:
             raise HTTPException(503, str(e), headers={"Retry-After": "1"}) from None
+        except UnknownDocumentError as e:
+            raise HTTPException(404, str(e)) from None
         except (InputError, ValueError) as e:
             raise HTTPException(422, str(e)) from None
         finally:

@@ -23,28 +23,35 @@ def fit(odds: Values, truth: Sequence[bool]) -> tuple[float, float]:
     """(slope, offset) for which sigmoid(slope * odds + offset) is the likeliest probability of `truth` (Platt 1999).
 
     The truths are pulled a little towards the middle, by one count of each kind, so that the optimum is finite also
-    where the odds tell them apart without a mistake. Newton's method on a convex loss, its steps halved until it falls.
+    where the odds tell them apart without a mistake.
     """
     x, y = np.asarray(odds, np.float64), np.asarray(truth, bool)
     target = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
-    A = np.stack([x, np.ones_like(x)], axis=1)
+    slope, offset = logistic(np.stack([x, np.ones_like(x)], axis=1), target, np.array([1.0, 0.0]))
+    return float(slope), float(offset)
+
+
+def logistic(A: NDArray[np.float64], target: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights [K] for which sigmoid(A w) is the likeliest probability of the targets, from the weights `w` on.
+
+    Newton's method on a convex loss, its steps halved until it falls. A is [N, K]; targets are between 0 and 1.
+    """
 
     def loss(w: NDArray[np.float64]) -> float:
         z = A @ w
         return float((np.logaddexp(0, z) - target * z).sum())
 
-    w = np.array([1.0, 0.0])
     for _ in range(_ROUNDS):
         p = 1 / (1 + np.exp(-np.clip(A @ w, -500, 500)))
         gradient = A.T @ (p - target)
-        curvature = A.T @ (A * (p * (1 - p))[:, None]) + 1e-9 * np.eye(2)
+        curvature = A.T @ (A * (p * (1 - p))[:, None]) + 1e-9 * np.eye(len(w))
         step = np.linalg.solve(curvature, gradient)
         while loss(w - step) > loss(w) and np.abs(step).max() > 1e-12:
             step = step / 2
         w = w - step
         if np.abs(step).max() < 1e-9:
             break
-    return float(w[0]), float(w[1])
+    return w
 
 
 def auroc(scores: Values, truth: Sequence[bool]) -> float:

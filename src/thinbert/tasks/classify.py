@@ -53,6 +53,13 @@ def class_names(model: Model, count: int) -> tuple[str, ...]:
     return model.config.labels if len(model.config.labels) == count else tuple(f"LABEL_{i}" for i in range(count))
 
 
+def best_class(model: Model, logits: Array) -> tuple[str, float]:
+    """The likeliest class of a text, and its probability."""
+    shares = softmax(logits)
+    best = int(shares.argmax())
+    return class_names(model, len(shares))[best], float(shares[best])
+
+
 def evaluate(
     model: Model,
     data: glue.Classified,

@@ -6,20 +6,15 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, cast
 
 from thinbert.errors import InputError
 from thinbert.tasks.metrics import Gold
 
 # Bytes of a data file, unpacked. SQuAD's training set has 30 MB; a few compressed kilobytes can unpack to gigabytes.
 _LARGEST = 512 << 20
-
-
-class SupportsRead(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -70,12 +65,17 @@ def read_squad(path: Path) -> Dataset:
     )
 
 
+def open_packed(path: Path) -> IO[bytes]:
+    """A file's bytes, unpacked by its ending: .gz, .xz, or as they are. Raises OSError."""
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+    return cast(IO[bytes], openers.get(path.suffix, open)(path, "rb"))
+
+
 def read_packed(path: Path) -> bytes:
     """The content of a file, unpacked by its ending. Raises InputError naming the file."""
-    openers: dict[str, Callable[..., AbstractContextManager[SupportsRead]]] = {".gz": gzip.open, ".xz": lzma.open}
     try:
-        with openers.get(path.suffix, open)(path, "rb") as file:
-            content: bytes = file.read(_LARGEST + 1)
+        with open_packed(path) as file:
+            content = file.read(_LARGEST + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
