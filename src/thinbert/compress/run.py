@@ -29,7 +29,7 @@ from thinbert.compress.export import write_portable
 from thinbert.compress.objectives import ClassLoss, Distillation, Follower, SpanLoss
 from thinbert.compress.recipe import SPAN_TASKS, Place, Report, Stage
 from thinbert.compress.schedule import PruneSchedule
-from thinbert.compress.train import Objective, Pruning, Settings, pick_threads, time_steps, train
+from thinbert.compress.train import Objective, Pruning, Settings, prepare_process, time_steps, train
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint, write_atomic
 from thinbert.model.pack import pack
@@ -44,7 +44,7 @@ def run(place: Place) -> dict[str, Any]:
         InputError: data or models are missing, or OUT holds a stage of that name that is another.
         TrainError: see compress.train.
     """
-    pick_threads()
+    prepare_process()
     place.out.mkdir(parents=True, exist_ok=True)
     described = {"scale": place.scale, **place.recipe.model_dump(mode="json")}
     write_atomic(place.out / "recipe.json", (json.dumps(described, indent=1) + "\n").encode())
@@ -60,7 +60,7 @@ def run(place: Place) -> dict[str, Any]:
 def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
     """What each stage would take: examples, steps, and time and memory from a few timed steps on real batches. Stages
     that start from a model still to be made are timed on the base, whose shape they have."""
-    pick_threads()
+    prepare_process()
     rows = []
     for stage in place.recipe.stages:
         source = read_checkpoint(stage.model or place.recipe.base)
