@@ -56,6 +56,8 @@ def main() -> None:
         difference = compare(args.run / "evaluated" / args.base, evaluated)[1]
         row |= {"f1_difference": difference.difference, "f1_difference_interval": [difference.low, difference.high]}
         row["mb"] = sum(f.stat().st_size for f in packed.iterdir() if f.suffix == ".safetensors") / 1e6
+        other = seed / f"sst2-{name}" / "scores.json"  # another task from the same encoder
+        row["sst2_accuracy"] = json.loads(other.read_text())["accuracy"] if other.exists() else None
         row["int8_less_float_f1"] = json.loads((seed / name / "scores.json").read_text())["int8_less_float_f1"]
         rows[name] = row
         print(f"{name}: EM {row['exact']:.2f}, F1 {row['f1']:.2f}", flush=True)
@@ -79,15 +81,17 @@ def main() -> None:
         w.close()
     median = {name: statistics.median(values) for name, values in times.items()}
     print(f"\n{PEER}, of {args.base}: {median[PEER]:.2f} ms a question\n")
-    print("| row | EM | F1 (95 %) | to dense (95 %) | int8 − float | MB | ms a question | OpenVINO int8 / ours |")
-    print("|---|---|---|---|---|---|---|---|")
+    head = ("row", "EM", "F1 (95 %)", f"to {args.base} (95 %)", "int8 − float", "MB", "ms a question")
+    head = (*head, "OpenVINO int8 / ours", "SST-2")
+    print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     for name, row in rows.items():
         row |= {"ms_per_question": median[name], "openvino_over_it": median[PEER] / median[name]}
         around, apart = row["f1_interval"], row["f1_difference_interval"]
         print(
             f"| {name} | {row['exact']:.2f} | {row['f1']:.2f} ({around[0]:.1f} to {around[1]:.1f}) | "
             f"{row['f1_difference']:+.2f} ({apart[0]:+.1f} to {apart[1]:+.1f}) | {row['int8_less_float_f1']:+.2f} | "
-            f"{row['mb']:.1f} | {row['ms_per_question']:.2f} | {row['openvino_over_it']:.2f}x |"
+            f"{row['mb']:.1f} | {row['ms_per_question']:.2f} | {row['openvino_over_it']:.2f}x | "
+            f"{'' if row['sst2_accuracy'] is None else format(row['sst2_accuracy'], '.1f')} |"
         )
     report(args.out, args.threads, questions=args.questions, base=args.base, openvino_ms=median[PEER], rows=rows)
 

@@ -185,11 +185,11 @@ def test_states_of_another_width_are_refused(data: Path, base: Path, tmp_path: P
 
 def test_one_pool_for_all_matrices(data: Path, base: Path, tmp_path: Path) -> None:
     """Global scope: the share is that of all weights together, and matrices differ."""
-    changes = changes_of("pruning-comparison", base) | {"stages.downstream-1x4-80.prune.scope": "global"}
+    changes = changes_of("pruning-comparison", base) | {"stages.magnitude-1x4-80.prune.scope": "global"}
     whole = read_recipe("pruning-comparison", "smoke", changes=changes)
-    stages = tuple(s for s in whole.stages if s.name in ("teacher", "downstream-1x4-80"))
+    stages = tuple(s for s in whole.stages if s.name in ("teacher", "first", "magnitude-1x4-80"))
     run.run(place_of(whole.model_copy(update={"stages": stages}), data, tmp_path / "run"))
-    found = measure(read_checkpoint(tmp_path / "run" / "seed-0" / "downstream-1x4-80" / "model"))
+    found = measure(read_checkpoint(tmp_path / "run" / "seed-0" / "magnitude-1x4-80" / "model"))
     assert found.linear_density == pytest.approx(0.2, abs=0.01)
     densities = {round(t.density, 3) for t in found.tensors}
     assert len(densities) > 3

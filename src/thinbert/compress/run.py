@@ -58,8 +58,8 @@ def run(place: Place) -> dict[str, Any]:
 
 
 def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
-    """What each stage would take: examples, steps, and time and memory from a few timed steps on real batches. Stages
-    that start from a model still to be made are timed on the base, whose shape they have."""
+    """What each stage would take: examples, steps, and time and memory from a few timed steps on real batches. Models
+    still to be made, to start from or to follow, are stood for by the base, whose shape they have."""
     prepare_process()
     rows = []
     for stage in place.recipe.stages:
@@ -69,8 +69,7 @@ def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
         features = sources.training(place, stage, tokenizer, source.config.positions)
         plan = _plan(stage, features, place.recipe.seeds[0])
         model.set_quantised(stage.quantise)
-        plain = stage.model_copy(update={"distil": None})  # a teacher is asked once, before
-        objective = _objective(place, plain, model, features, tokenizer, 0)
+        objective = _objective(place, _self_taught(stage, source), model, features, tokenizer, 0)
         some = [plan[i * len(plan) // timed] for i in range(min(timed, len(plan)))]
         seconds = time_steps(objective, features, some) if some else 0.0
         memory = 1e-6 * 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -78,6 +77,15 @@ def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
         rows.append(row | {"seconds": seconds * len(plan), "memory_mb": memory})
         place.say(f"{stage.name}: {seconds:.2f} s a step")
     return rows
+
+
+def _self_taught(stage: Stage, source: Checkpoint) -> Stage:
+    """A stage whose teacher is what it starts from. A task's logits are left out: they are asked for once, before."""
+    if stage.distil is None:
+        return stage
+    logits = stage.distil.logits if stage.task == "mlm" else 0.0
+    own = {"teacher": str(source.folder), "states": None, "hard": 1.0, "logits": logits}
+    return stage.model_copy(update={"distil": stage.distil.model_copy(update=own)})
 
 
 def tensorboard(report: Callable[[str], Report], folder: Path) -> Callable[[str], Report]:
