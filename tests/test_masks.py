@@ -78,15 +78,15 @@ def test_edges_of_a_matrix_are_judged_by_their_mean() -> None:
 
 
 def test_cubic_schedule() -> None:
-    schedule = PruneSchedule(target=0.9, begin=0, end=80_000, policy_begin=0, policy_end=50_000, frequency=1_000)
+    schedule = PruneSchedule(target=0.9, begin=0, policy_end=50_000, end=80_000, frequency=1_000)
     assert schedule.sparsity(0) == 0
     assert schedule.sparsity(25_000) == pytest.approx(0.9 * (1 - 0.5**3))
     assert schedule.sparsity(50_000) == schedule.sparsity(70_000) == pytest.approx(0.9)
     due = [step for step in range(1, 100_001) if schedule.due(step)]
     assert due == list(range(1_000, 80_001, 1_000))  # also while the target is held, then never again
-    late = PruneSchedule(target=0.8, begin=15, end=31, policy_begin=15, policy_end=25, frequency=10, start=0.5)
+    late = PruneSchedule(target=0.8, begin=15, policy_end=25, end=31, frequency=10)
     assert [step for step in range(1, 50) if late.due(step)] == [15, 25, 31]
-    assert late.sparsity(0) == 0.5
+    assert late.sparsity(0) == 0
 
 
 def test_learning_rates() -> None:
@@ -96,13 +96,13 @@ def test_learning_rates() -> None:
     assert rates[55] == pytest.approx(0.5)
     assert linear_rate(0, steps=10, warmup=0) == 1
 
-    prune = PruneSchedule(target=0.9, begin=0, end=80, policy_begin=0, policy_end=50, frequency=10)
+    prune = PruneSchedule(target=0.9, begin=0, policy_end=50, end=80, frequency=10)
     rates = [rewinding_rate(step, steps=100, warmup=5, prune=prune) for step in range(100)]
     assert rates[10] == rates[20] == rates[40] == 50 / 45  # back at the top with every new mask
     assert rates[19] == pytest.approx((50 - 9) / 45)
     assert rates[50] == 50 / 45
     assert rates[75] == pytest.approx(25 / 45)
-    later = PruneSchedule(target=0.9, begin=20, end=40, policy_begin=20, policy_end=40, frequency=10)
+    later = PruneSchedule(target=0.9, begin=20, policy_end=40, end=40, frequency=10)
     rates = [rewinding_rate(step, steps=100, warmup=10, prune=later) for step in range(100)]
     assert rates[15] == pytest.approx((80 - 15) / 70)
     assert rates[20] == rates[30] == pytest.approx(60 / 70)

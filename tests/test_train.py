@@ -1,5 +1,6 @@
 """The training loop: it learns, resumes to the same bits, prunes on schedule, and keeps what it had when it fails."""
 
+import io
 import json
 import os
 import signal
@@ -7,17 +8,23 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
 import torch
 
+import thinbert.compress.train as train_module
 import tiny
 from thinbert.compress.data import Batch, Features, batch, collect, order, squad_features, unanswerable
 from thinbert.compress.encoder import Encoder, from_checkpoint
 from thinbert.compress.masks import density, magnitude_masks
-from thinbert.compress.objectives import Distillation, Follower, SpanLoss
+from thinbert.compress.objectives import Follower, SpanLoss
+from thinbert.compress.recipe import Distillation
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.train import Objective, Pruning, Settings, TrainError, train
 from thinbert.errors import InputError
@@ -73,7 +80,7 @@ def test_it_learns(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_is_the_same_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    features, pruning = examples(), Pruning(PruneSchedule(0.5, 2, 14, 2, 10, 2), block=(1, 4))
+    features, pruning = examples(), Pruning(PruneSchedule(0.5, 2, 10, 14, 2), block=(1, 4))
     plan = plan_of(features, 3)
     assert len(plan) > 14
     whole, parts = fresh(checkpoint), fresh(checkpoint)
@@ -147,7 +154,7 @@ def test_two_processes_make_what_one_makes(checkpoint: Checkpoint, tmp_path: Pat
 
 
 def test_zeros_that_are_locked_stay_gone_while_more_are_pruned(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    features, pruning = examples(), Pruning(PruneSchedule(0.6, 1, 8, 1, 6, 2))
+    features, pruning = examples(), Pruning(PruneSchedule(0.6, 1, 6, 8, 2))
     gone = {name: torch.rand_like(m.weight) < 0.3 for name, m in fresh(checkpoint).linears().items()}
 
     def locked() -> Encoder:
@@ -165,9 +172,38 @@ def test_zeros_that_are_locked_stay_gone_while_more_are_pruned(checkpoint: Check
         assert not (mask & gone[name]).any()
 
 
+def test_a_loss_that_some_weights_do_not_feel(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Fisher pruning says so, where it would have nothing to go by."""
+    torch.manual_seed(0)
+    model = from_checkpoint(checkpoint, {"span": 0, "nsp": 0})[0]  # the pooler is prunable, and spans pass it by
+    pruning = Pruning(PruneSchedule(0.5, 2, 4, 4, 1), criterion="fisher")
+    features = examples()
+    with pytest.raises(TrainError, match="criterion fisher: the loss gives classify_hidden no gradient; use magnitude"):
+        train(SpanLoss(model), features, plan_of(features), SETTINGS, tmp_path / "run", pruning=pruning)
+
+
+def test_any_seed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features = examples()
+    settings = replace(SETTINGS, seed=2**40)
+    assert train(SpanLoss(fresh(checkpoint)), features, plan_of(features), settings, tmp_path / "run")
+
+
+def test_the_log_has_every_step_once(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Also where a killed run had logged more than it had saved, and half a line."""
+    features, out = examples(), tmp_path / "run"
+    plan = plan_of(features, 3)
+    train(SpanLoss(fresh(checkpoint)), features, plan, SETTINGS, out, stop_after=5)
+    with (out / "log.jsonl").open("a") as log:
+        log.write('{"step": 8, "loss": 1}\n{"step": 12, "lo')
+    train(SpanLoss(fresh(checkpoint)), features, plan, SETTINGS, out)
+    train(SpanLoss(fresh(checkpoint)), features, plan, SETTINGS, tmp_path / "whole")
+    steps = [line["step"] for line in log_of(out)]
+    assert steps == sorted({5, *(line["step"] for line in log_of(tmp_path / "whole"))})
+
+
 def test_all_at_once_is_before_the_first_step(checkpoint: Checkpoint, tmp_path: Path) -> None:
     features, model, whole = examples(), fresh(checkpoint), fresh(checkpoint)
-    pruning = Pruning(PruneSchedule(0.5, 0, 0, 0, 0, 1), block=(1, 4))
+    pruning = Pruning(PruneSchedule(0.5, 0, 0, 0, 1), block=(1, 4))
     train(SpanLoss(model), features, plan_of(features), SETTINGS, tmp_path / "run", pruning=pruning)
     assert log_of(tmp_path / "run")[0]["density"] == pytest.approx(0.5, abs=0.01)
     weights = {name: linear.weight for name, linear in whole.prunable().items()}
@@ -182,7 +218,7 @@ def test_weights_that_the_loss_does_not_feel_go_first(checkpoint: Checkpoint, tm
     with torch.no_grad():  # neurons whose output nothing reads, with large weights
         idle.weight[:32] *= 50
         model.linears()["layers.1.ffn_out"].weight[:, :32] = 0
-    pruning = Pruning(PruneSchedule(0.5, 4, 8, 4, 8, 2), criterion="fisher")
+    pruning = Pruning(PruneSchedule(0.5, 4, 8, 8, 2), criterion="fisher")
     model.linears()["layers.1.ffn_out"].mask = model.linears()["layers.1.ffn_out"].weight != 0
     train(SpanLoss(model), features, plan_of(features), SETTINGS, tmp_path / "run", pruning=pruning)
     assert idle.mask is not None
@@ -245,13 +281,25 @@ def test_a_full_disk_stops_and_keeps_the_last_good_state(
     features, out = examples(), tmp_path / "run"
     train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out, stop_after=5)
 
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell() > 100_000:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
 
-    monkeypatch.setattr("thinbert.compress.train.write_atomic", full)
+    real = train_module.replacing
+
+    @contextmanager
+    def full(path: Path) -> Iterator[IO[bytes]]:
+        with real(path) as file:
+            yield Full()
+            file.write(b"never")
+
+    monkeypatch.setattr(train_module, "replacing", full)
     with pytest.raises(TrainError, match=r"state\.pt: cannot be written: No space left on device; the state before it"):
         train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out)
     assert torch.load(out / "state.pt", weights_only=True)["step"] == 5
+    assert sorted(f.name for f in out.iterdir()) == ["log.jsonl", "settings.json", "state.pt"]
 
 
 def test_another_run_in_the_folder_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -259,6 +307,8 @@ def test_another_run_in_the_folder_is_refused(checkpoint: Checkpoint, tmp_path: 
     train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out, stop_after=1)
     with pytest.raises(InputError, match="holds a run with other settings; give another folder, or delete it"):
         train(SpanLoss(fresh(checkpoint)), features, plan_of(features), Settings(rate=1e-4), out)
+    with pytest.raises(InputError, match="holds a run with other examples"):
+        train(SpanLoss(fresh(checkpoint)), examples(seed=1), plan_of(features), SETTINGS, out)
     (out / "state.pt").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="not a training state"):
         train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out)
@@ -297,7 +347,7 @@ def test_states_are_followed(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with torch.no_grad():
         assert objective(given).item() == pytest.approx(0, abs=1e-6)
     before = {name: p.clone() for name, p in dense.named_parameters()}
-    pruning = Pruning(PruneSchedule(0.5, 0, 0, 0, 0, 1))
+    pruning = Pruning(PruneSchedule(0.5, 0, 0, 0, 1))
     settings = Settings(rate=1e-3, warmup=0.1, dropout=0.0, log_every=5)
     train(objective, features, plan_of(features, 10), settings, tmp_path / "run", pruning=pruning)
     lines = log_of(tmp_path / "run")

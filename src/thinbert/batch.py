@@ -10,10 +10,8 @@ import gzip
 import io
 import itertools
 import json
-import lzma
 import os
 import sys
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +26,7 @@ from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
 from thinbert.tasks import classify
 from thinbert.tasks.qa import Reading
-from thinbert.tasks.squad import open_packed, read_json_object
+from thinbert.tasks.squad import DAMAGED, open_packed, read_json_object
 
 STDIO = "-"
 FORMATS = (".jsonl", ".csv", ".json")  # .json is SQuAD's, and only read
@@ -253,7 +251,7 @@ def _raw(source: str) -> Iterator[Mapping[str, Any] | str]:
                         yield f"line {number} is not JSON: {e}"
                         continue
                     yield value if isinstance(value, dict) else f"line {number} is no JSON object"
-    except (lzma.LZMAError, gzip.BadGzipFile, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
+    except (*DAMAGED, csv.Error, UnicodeDecodeError) as e:
         raise InputError(f"{source}: damaged: {e}") from None
 
 

@@ -347,7 +347,7 @@ def _evaluate(
             load(model, precision=precision, threads=threads), task, data, out, limit, max_length, as_json
         )
         return
-    from thinbert.tasks.evaluate import Settings, evaluate
+    from thinbert.tasks.evaluate import Settings, evaluate, threshold_of
     from thinbert.tasks.qa import N_BEST
     from thinbert.tasks.squad import read_squad
 
@@ -355,12 +355,10 @@ def _evaluate(
     loaded = load(model, precision=precision, threads=threads)
     loaded.require_span_head()
     max_length, stride = loaded.window_size(max_length, stride)
-    if threshold is None:
-        threshold = loaded.config.no_answer_threshold
+    threshold = threshold_of(loaded) if threshold is None else threshold
     settings = Settings(
         max_answer_tokens=max_answer_tokens, max_length=max_length, stride=stride, n_best=N_BEST, precision=precision
     )
-    threshold = 0.5 if threshold is None else threshold
     with progress.counting("questions") as count:
         scores = evaluate(loaded, dataset, out, settings, threshold=threshold, limit=limit, progress=count)
     if as_json:
@@ -600,7 +598,7 @@ def _compress(
         for row in result:
             print(
                 f"{row['stage']:16s} {row['task']:7s} {row['examples']:8d} examples  {row['steps']:7d} steps  "
-                f"{show.duration(row['seconds'])} for each seed, {row['memory_mb']:.0f} MB"
+                f"{show.duration(row['seconds'])} for each seed, at most {row['peak_memory_mb']:.0f} MB so far"
             )
     else:
         for name, scores in result.items():

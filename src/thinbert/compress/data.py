@@ -1,10 +1,17 @@
 """Training examples as flat arrays, and the order in which batches of about equal lengths take them."""
 
 import hashlib
+import io
+import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -12,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thinbert.errors import InputError
+from thinbert.model.checkpoint import write_atomic
 from thinbert.model.tokenizer import Tokenizer, Tokens
 from thinbert.tasks import qa
 from thinbert.tasks.classify import encode
@@ -65,24 +73,55 @@ class Batch:
         return Batch(self.ids.to(device), self.types.to(device), self.lengths.to(device), labels, self.numbers)
 
 
-def collect(examples: Iterable[tuple[NDArray[np.int32], NDArray[np.int32], Mapping[str, int]]]) -> Features:
-    """Features from (ids, types, labels) of each example."""
-    ids, types, lengths = [], [], []
-    labels: dict[str, list[int]] = {}
-    for one, kind, label in examples:
-        ids.append(one)
-        types.append(kind.astype(np.int8))
-        lengths.append(len(one))
-        for name, value in label.items():
-            labels.setdefault(name, []).append(value)
-    if not ids:
+Examples = Iterable[tuple[NDArray[np.int32], NDArray[np.int32], Mapping[str, int]]]  # ids, types, labels
+
+
+def collect(examples: Examples) -> Features:
+    """Features of examples, in memory."""
+    parts: defaultdict[str, io.BytesIO] = defaultdict(io.BytesIO)
+    labels = _write(examples, parts.__getitem__)
+    return _features(labels, lambda name, kind: np.frombuffer(parts[name].getbuffer(), kind))
+
+
+def collect_in(folder: Path, make: Callable[[], Examples]) -> Features:
+    """Features of examples in files of a folder, mapped and not loaded; they are made only where they are not there."""
+    known = folder / "labels.json"
+    if not known.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+        folder.mkdir(parents=True)
+        with ExitStack() as stack:
+            opened: dict[str, IO[bytes]] = {}
+
+            def column(name: str) -> IO[bytes]:
+                if name not in opened:
+                    opened[name] = stack.enter_context((folder / name).open("wb"))
+                return opened[name]
+
+            labels = _write(make(), column)
+        write_atomic(known, json.dumps(labels).encode())
+    return _features(json.loads(known.read_text()), lambda name, kind: np.memmap(folder / name, kind, "r"))
+
+
+def _write(examples: Examples, column: Callable[[str], IO[bytes]]) -> list[str]:
+    """Appends examples to columns; returns the names of their labels."""
+    tokens = 0
+    names: list[str] = []
+    for ids, types, labels in examples:
+        tokens += len(ids)
+        names = names or list(labels)
+        column("ids").write(ids.astype(np.int32).tobytes())
+        column("types").write(types.astype(np.int8).tobytes())
+        column("ends").write(np.int64(tokens).tobytes())
+        for name, value in labels.items():
+            column(f"label-{name}").write(np.int32(value).tobytes())
+    if not tokens:
         raise InputError("no examples to train on")
-    return Features(
-        np.concatenate(ids),
-        np.concatenate(types),
-        np.cumsum(lengths),
-        {name: np.array(values, np.int32) for name, values in labels.items()},
-    )
+    return names
+
+
+def _features(labels: Sequence[str], column: Callable[[str, Any], NDArray[Any]]) -> Features:
+    given = {name: column(f"label-{name}", np.int32) for name in labels}
+    return Features(column("ids", np.int32), column("types", np.int8), column("ends", np.int64), given)
 
 
 def batch(features: Features, numbers: NDArray[np.int64]) -> Batch:
@@ -117,12 +156,12 @@ def order(
     left = 0.0 if passes is None else passes
     while left > 1e-9 or (steps is not None and len(plan) < steps):
         mixed = random.Random(f"{seed}:{number}")
-        numbers = list(range(len(lengths)))
-        mixed.shuffle(numbers)
+        numbers = np.arange(len(lengths))  # of all text there is, as a list they would take gigabytes
+        mixed.shuffle(numbers)  # type: ignore[arg-type]
         batches = []
         for first in range(0, len(numbers), CHUNK):
             current: list[int] = []
-            for n in sorted(numbers[first : first + CHUNK], key=lambda n: lengths[n]):
+            for n in sorted(numbers[first : first + CHUNK].tolist(), key=lambda n: lengths[n]):
                 full = tokens is not None and lengths[n] * (len(current) + 1) > tokens
                 if current and (full or len(current) == examples):
                     batches.append(np.array(current))
@@ -151,7 +190,7 @@ def squad_features(
     """
     contexts: dict[str, Tokens] = {}
 
-    def examples() -> Iterable[tuple[NDArray[np.int32], NDArray[np.int32], Mapping[str, int]]]:
+    def examples() -> Examples:
         for q in questions:
             if q.context not in contexts:
                 contexts.clear()  # questions of a context stand together

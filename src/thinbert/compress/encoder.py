@@ -3,7 +3,7 @@
 Modules carry the field names of model/weights.py; families.py says what a checkpoint calls them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -129,6 +129,7 @@ class Encoder(nn.Module):
         super().__init__()
         D = config.width
         self.config = config
+        self.dropout = 0.0
         self.token, self.position = nn.Embedding(config.vocabulary, D), nn.Embedding(config.positions, D)
         self.token_type = nn.Embedding(config.token_types, D) if config.token_types else None
         self.norm = Norm(D, config)
@@ -162,7 +163,7 @@ class Encoder(nn.Module):
         x = self.token(ids) + self.position.weight[:L]
         if self.token_type is not None:
             x = x + self.token_type(types)
-        x = self.norm(x)
+        x = F.dropout(self.norm(x), self.dropout, self.training)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream too: half the memory traffic
         if trace is not None:
@@ -181,7 +182,7 @@ class Encoder(nn.Module):
     def class_logits(self, hidden: Tensor) -> Tensor:
         """[B, classes]."""
         assert self.classify_out is not None
-        return self.classify_out(self._pooled(hidden))  # type: ignore[no-any-return]
+        return self.classify_out(F.dropout(self._pooled(hidden), self.dropout, self.training))  # type: ignore[no-any-return]
 
     def nsp_logits(self, hidden: Tensor) -> Tensor:
         """[B, 2]: the second segment follows, or is from elsewhere."""
@@ -215,8 +216,17 @@ class Encoder(nn.Module):
         return self.linears() | ({"classify_hidden": pooler} if pooler is not None else {})
 
     def set_dropout(self, share: float) -> None:
+        self.dropout = share
         for layer in self.layers:
             cast(Layer, layer).dropout = share
+
+    def order_classes(self, order: Sequence[int]) -> None:
+        """Gives the classes of the head other numbers: class i becomes order[i]."""
+        assert self.classify_out is not None
+        back = torch.tensor(order).argsort()
+        with torch.no_grad():
+            for p in (self.classify_out.weight, self.classify_out.bias):
+                p.copy_(p[back].clone())
 
     def set_quantised(self, on: bool) -> None:
         """Rounds weights and activations of the layers as the engine does, from the next pass on."""

@@ -1,7 +1,6 @@
 """Losses of the tasks, each a sum over the examples of a batch, with or without a teacher."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,19 +11,8 @@ from torch.nn import functional as F
 from thinbert.compress import distill
 from thinbert.compress.data import Batch
 from thinbert.compress.encoder import Encoder, Trace
+from thinbert.compress.recipe import Distillation
 from thinbert.compress.train import Objective
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """Weights of the terms of the loss."""
-
-    hard: float = 0.0  # the task's own labels
-    logits: float = 1.0
-    temperature: float = 2.0
-    hidden: float = 0.0
-    attention: float = 0.0
-
 
 Teacher = Callable[[NDArray[np.int64]], list[NDArray[np.float16]]]  # example numbers -> the logits of each
 

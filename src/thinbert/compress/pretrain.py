@@ -1,8 +1,8 @@
-"""Masked-language-model pre-training: plain text to pairs of segments, masked anew each time they are read."""
+"""Masked-language-model pre-training: documents to pairs of segments, masked anew each time they are read."""
 
 import random
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinbert.compress import distill
-from thinbert.compress.data import Batch, Features, collect
+from thinbert.compress.data import Batch, Features, collect, collect_in
 from thinbert.compress.encoder import Encoder, Trace
-from thinbert.compress.objectives import Distillation, Follower
+from thinbert.compress.objectives import Follower
+from thinbert.compress.recipe import Distillation
+from thinbert.compress.text import Documents
 from thinbert.compress.train import Objective
 from thinbert.model.tokenizer import Tokenizer
-from thinbert.tasks.glue import sentences
 
 MASKING = 0.15  # share of tokens that are to be guessed; of those
 AS_MASK, AS_RANDOM = 0.8, 0.1  # shown as [MASK], as another token; the rest as they are (Devlin et al. 2019)
@@ -24,27 +25,37 @@ SHORT = 0.1  # share of pairs that are given a random shorter length
 OTHER = 0.5  # share whose second segment is from another document
 
 
-def documents(text: str) -> list[str]:
-    """Documents stand apart by empty lines."""
-    return [d for d in re.split(r"\n\s*\n", text) if d.strip()]
+def pairs(
+    documents: Documents,
+    numbers: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    seed: int,
+    folder: Path | None,
+) -> Features:
+    """Pairs of segments [CLS] a [SEP] b [SEP] of whole sentences of some of the documents, labelled `other` where b is
+    from another of them.
 
+    As BERT's pre-training made them: half of the time b is what follows a.
 
-def pairs(texts: Sequence[str], tokenizer: Tokenizer, *, max_length: int, seed: int) -> Features:
-    """Pairs of segments [CLS] a [SEP] b [SEP] of whole sentences, labelled `other` where b is from another document.
-
-    As BERT's pre-training made them: half of the time b is what follows a."""
+    Args:
+        folder: where they are kept (see data.collect_in), and taken from if they are there.
+    """
     mixed = random.Random(seed)
-    tokenised = [d for d in (_sentences(text, tokenizer) for text in texts) if d]
+    room = max_length - 3
+
+    def length() -> int:
+        return mixed.randint(2, room) if mixed.random() < SHORT else room
 
     def made() -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], Mapping[str, int]]]:
-        for number, document in enumerate(tokenised):
-            yield from _of_document(number, document)
+        for place, document in enumerate(numbers):
+            yield from _of_document(place, [documents.sentence(document, i) for i in range(documents.count(document))])
 
     def _of_document(
-        number: int, document: list[list[int]]
+        place: int, document: list[list[int]]
     ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], Mapping[str, int]]]:
-        room = max_length - 3
-        target = mixed.randint(2, room) if mixed.random() < SHORT else room
+        target = length()
         chunk: list[list[int]] = []
         i = 0
         while i < len(document):
@@ -52,18 +63,11 @@ def pairs(texts: Sequence[str], tokenizer: Tokenizer, *, max_length: int, seed: 
             if sum(map(len, chunk)) >= target or i == len(document) - 1:
                 cut = mixed.randint(1, len(chunk) - 1) if len(chunk) > 1 else 1
                 a = [t for s in chunk[:cut] for t in s]
-                other = len(chunk) == 1 or mixed.random() < OTHER
-                if other and len(tokenised) > 1:
-                    elsewhere = (number + mixed.randrange(1, len(tokenised))) % len(tokenised)
-                    start = mixed.randrange(len(tokenised[elsewhere]))
-                    b: list[int] = []
-                    for sentence in tokenised[elsewhere][start:]:
-                        b += sentence
-                        if len(b) >= target - len(a):
-                            break
+                other = len(numbers) > 1 and (len(chunk) == 1 or mixed.random() < OTHER)
+                if other:
+                    b = _from_elsewhere(place, target - len(a))
                     i -= len(chunk) - cut  # what was not used is read again
                 else:
-                    other = False
                     b = [t for s in chunk[cut:] for t in s]
                 while len(a) + len(b) > room:  # from the front or the back of the longer one, at random
                     longer = a if len(a) > len(b) else b
@@ -72,28 +76,27 @@ def pairs(texts: Sequence[str], tokenizer: Tokenizer, *, max_length: int, seed: 
                 types = [0] * (len(a) + 2) + [1] * (len(ids) - len(a) - 2)
                 yield np.array(ids, np.int32), np.array(types, np.int32), {"other": int(other)}
                 chunk = []
-                target = mixed.randint(2, room) if mixed.random() < SHORT else room
+                target = length()
             i += 1
 
-    return collect(made())
+    def _from_elsewhere(place: int, wanted: int) -> list[int]:
+        document = numbers[(place + mixed.randrange(1, len(numbers))) % len(numbers)]
+        found: list[int] = []
+        for i in range(mixed.randrange(documents.count(document)), documents.count(document)):
+            found += documents.sentence(document, i)
+            if len(found) >= wanted:
+                break
+        return found
 
-
-def _sentences(text: str, tokenizer: Tokenizer) -> list[list[int]]:
-    found = []
-    for line in text.split("\n"):
-        for start, end in sentences(line):
-            ids = tokenizer(line[start:end]).ids.tolist()
-            if ids:
-                found.append(ids)
-    return found
+    return collect(made()) if folder is None else collect_in(folder, made)
 
 
 class PretrainLoss(Objective):
     """Guessing masked tokens, telling whether the second segment follows, and following a teacher: its logits at the
     masked places, its hidden states, its attention.
 
-    The teacher is a torch encoder that sees the same masked text. Its logits are followed at masked places alone: a
-    head of V classes on every token costs more than the encoder (the published runs follow it everywhere).
+    The teacher is a torch encoder that sees the same masked text. Unless its logits are wanted everywhere, they are
+    followed at the masked places alone: a head of V classes on every token costs more than the encoder.
     """
 
     def __init__(
@@ -108,18 +111,21 @@ class PretrainLoss(Objective):
         self._mask, self._special = tokenizer.mask, (tokenizer.cls, tokenizer.sep)
         self._terms = terms
         self._states = states
-        # masked tokens of a sequence on average: what the sum over a sequence is divided by, the same in every batch
-        self._each = max(1.0, MASKING * float(features.lengths.mean()))
+        # tokens of a sequence on average: what a sum over a sequence is divided by, the same in every batch
+        self._tokens = float(features.lengths.mean())
+        self._masked = max(1.0, MASKING * self._tokens)
 
     def forward(self, given: Batch) -> Tensor:
         ids, chosen = self.hide(given)
-        followed = self._states is not None and (self._terms.hidden or self._terms.attention)
-        trace = Trace(self._terms.attention > 0) if followed else None
+        trace = Trace(self._terms.attention > 0) if self._states is not None and self._terms.follows_states else None
         hidden = self.model(ids, given.types, given.lengths, trace=trace)
-        logits = self.model.mlm_logits(hidden[chosen]).float()
+        everywhere = self._terms.everywhere and self._states is not None
+        read = given.mask if everywhere else chosen
+        logits = self.model.mlm_logits(hidden[read]).float()
         total = torch.zeros((), device=logits.device)
         if self._terms.hard:
-            guessed = F.cross_entropy(logits, given.ids[chosen], reduction="sum") / self._each
+            guesses = logits[chosen[read]] if everywhere else logits
+            guessed = F.cross_entropy(guesses, given.ids[chosen], reduction="sum") / self._masked
             follows = F.cross_entropy(self.model.nsp_logits(hidden).float(), given.labels["other"], reduction="sum")
             total = total + self._terms.hard * (guessed + follows)
         if self._states is not None:
@@ -127,8 +133,8 @@ class PretrainLoss(Objective):
             if self._terms.logits:
                 teacher, T = self._states.teacher, self._terms.temperature
                 with torch.no_grad():
-                    wanted, other = teacher.mlm_logits(seen[chosen]).float(), teacher.nsp_logits(seen).float()
-                follow = distill.soft_logits(logits, wanted, T).sum() / self._each
+                    wanted, other = teacher.mlm_logits(seen[read]).float(), teacher.nsp_logits(seen).float()
+                follow = distill.soft_logits(logits, wanted, T).sum() / (self._tokens if everywhere else self._masked)
                 follow = follow + distill.soft_logits(self.model.nsp_logits(hidden), other, T).sum()
                 total = total + self._terms.logits * follow
             if trace is not None:
@@ -151,21 +157,13 @@ class PretrainLoss(Objective):
         return torch.where(as_random, random_ids, ids), chosen
 
 
-def split(texts: Sequence[str], *, held_out: float = 0.05, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Documents to train on, and a share held out to measure with."""
-    order = list(range(len(texts)))
-    random.Random(seed).shuffle(order)
-    held = set(order[: max(1, round(held_out * len(texts)))])
-    return [t for n, t in enumerate(texts) if n not in held], [t for n, t in enumerate(texts) if n in held]
-
-
 def held_out_loss(model: Encoder, objective: PretrainLoss, batches: Iterable[Batch]) -> dict[str, float]:
     """Mean loss and accuracy of guessing over batches masked the same way each time."""
     model.eval()
     loss = right = count = 0.0
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for given in batches:
+        for given in (b.to(next(model.parameters()).device) for b in batches):
             ids, chosen = objective.hide(given)
             logits = model.mlm_logits(model(ids, given.types, given.lengths)[chosen]).float()
             loss += float(F.cross_entropy(logits, given.ids[chosen], reduction="sum"))

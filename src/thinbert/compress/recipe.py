@@ -12,9 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from thinbert.errors import InputError
 
 SCALES = ("full", "small", "smoke")
-# of the tasks, what each trains its head for; the names of glue.TASKS are classification
 SPAN_TASKS = ("squad1", "squad2")
-TASKS = ("mlm", *SPAN_TASKS, "sst2", "mnli", "qqp", "qnli")
 
 _DEEPEST = 4  # recipes that extend one another
 _FOLDER = Path(__file__).parent.parent / "recipes"
@@ -46,19 +44,39 @@ class Prune(Part):
     def _in_order(self) -> "Prune":
         if not self.begin <= self.policy_end <= self.end:
             raise ValueError(f"begin {self.begin}, policy_end {self.policy_end}, end {self.end} are not in this order")
+        if self.criterion == "fisher" and self.policy_end == 0:
+            raise ValueError("criterion fisher prunes by gradients that were seen; with policy_end 0 there are none")
         return self
 
 
-class Distil(Part):
-    """A teacher and the weights of what is learnt from it; `hard` is the weight of the task's own labels."""
+class Distillation(Part):
+    """Weights of the terms of the loss."""
+
+    hard: float = Field(default=0.0, ge=0)  # the task's own labels
+    logits: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=2.0, gt=0)
+    hidden: float = Field(default=0.0, ge=0)
+    attention: float = Field(default=0.0, ge=0)
+    everywhere: bool = False  # in pre-training, logits at all tokens, not only where one is masked
+
+    @property
+    def follows_states(self) -> bool:
+        return bool(self.hidden or self.attention)
+
+
+class Distil(Distillation):
+    """What is learnt from whom."""
 
     teacher: str  # a stage's name, a model folder or a hub id
     states: str | None = None  # another whose hidden states and attention are followed; it must have our width
-    hard: float = Field(0.0, ge=0)
-    logits: float = Field(1.0, ge=0)
-    temperature: float = Field(2.0, gt=0)
-    hidden: float = Field(0.0, ge=0)
-    attention: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Distil":
+        if not self.hard + self.logits + self.hidden + self.attention:
+            raise ValueError("hard, logits, hidden and attention are all 0: there is nothing to learn")
+        if self.states is not None and not self.follows_states:
+            raise ValueError("states without hidden or attention: nothing of them is followed")
+        return self
 
 
 class Stage(Part):
@@ -74,6 +92,7 @@ class Stage(Part):
     warmup: Share = 0.01
     weight_decay: float = Field(0.01, ge=0)
     dropout: Share = 0.1
+    micro_tokens: int = Field(8192, ge=1)  # worked through at a time, with the same result: fewer take less memory
     rewind: bool = False  # learning-rate rewinding while pruning
     prune: Prune | None = None
     lock: bool = False  # keep the zeros the stage begins with
@@ -83,7 +102,9 @@ class Stage(Part):
     stride: int = Field(128, ge=0)
     part: Share = 1.0  # of the training data: every so many-th article, or document
     unanswerable: Share = 0.0  # share of questions that are also asked of a text without the answer
-    hold_out: float = Field(0.0, ge=0, le=0.5)  # share of articles kept to calibrate the no-answer probability with
+    hold_out: float = Field(
+        default=0.0, ge=0, le=0.5
+    )  # share of articles kept to calibrate the no-answer probability with
     evaluations: int = Field(4, ge=0)  # on the way, beside the one at the end
 
     @model_validator(mode="after")
@@ -96,8 +117,15 @@ class Stage(Part):
             raise ValueError("give start or model, one of them")
         if self.rewind and self.prune is None:
             raise ValueError("rewind without prune: there is nothing to rewind with")
+        if self.rewind and self.prune is not None and 1 - (self.prune.policy_end - self.prune.begin) < 5 * self.warmup:
+            # the formula's rate would pass its peak by far, and come to nothing where no step is left
+            raise ValueError("rewind: what pruning leaves of the steps must be at least 5 times the warm-up")
         if self.task == "mlm" and self.distil is not None and self.distil.states is not None:
             raise ValueError("distil.states is for tasks; in pre-training one teacher gives logits and states")
+        if self.task == "mlm" and self.distil is not None and not self.distil.hard + self.distil.logits:
+            raise ValueError("distil: hard and logits are both 0; then nothing reaches the heads of pre-training")
+        if self.task != "mlm" and self.distil is not None and self.distil.everywhere:
+            raise ValueError("distil.everywhere is for pre-training")
         for name in ("unanswerable", "hold_out"):
             if getattr(self, name) and self.task not in SPAN_TASKS:
                 raise ValueError(f"{name} is for {' and '.join(SPAN_TASKS)}")
@@ -112,7 +140,7 @@ class Recipe(Part):
     corpus: tuple[
         str, ...
     ] = ()  # files of the mlm stages in the data folder: plain text, or SQuAD JSON for its contexts
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

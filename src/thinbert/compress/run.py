@@ -4,30 +4,37 @@ OUT/recipe.json          the recipe as it was last read, and its scale
 OUT/seed-N/STAGE/        the stage's run (see compress/train.py), and in it
     stage.json           what was asked for; the same stage is not run twice, another is refused
     model/               the portable folder, packed/ its packed form, scores.json their scores
-OUT/cache/               what teachers said, by teacher and data
+OUT/cache/               what teachers said, by teacher and data; tokenised corpora
 OUT/scores.json          the scores of all stages, over seeds
 """
 
+import difflib
+import fcntl
 import hashlib
 import json
 import math
 import platform
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from numpy.typing import NDArray
 
 import thinbert
-from thinbert.compress import data, pretrain, scores, sources
+from thinbert.compress import data, distill, pretrain, scores, sources
 from thinbert.compress.data import Features
 from thinbert.compress.encoder import Encoder, from_checkpoint
 from thinbert.compress.export import write_portable
-from thinbert.compress.objectives import ClassLoss, Distillation, Follower, SpanLoss
-from thinbert.compress.recipe import SPAN_TASKS, Place, Report, Stage
+from thinbert.compress.objectives import ClassLoss, Follower, SpanLoss
+from thinbert.compress.recipe import SPAN_TASKS, Distillation, Place, Recipe, Report, Stage
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.train import Objective, Pruning, Settings, prepare_process, time_steps, train
 from thinbert.errors import InputError
@@ -35,17 +42,60 @@ from thinbert.model.checkpoint import Checkpoint, read_checkpoint, write_atomic
 from thinbert.model.pack import pack
 from thinbert.model.tokenizer import Tokenizer, read_tokenizer
 from thinbert.tasks import glue
+from thinbert.tasks.classify import class_order
+
+_PATIENCE = timedelta(days=2)  # of processes that wait while the main one reads a corpus, asks a teacher or scores
+_ASKED = 8192  # tokens that a teacher reads at a time
 
 
 def run(place: Place) -> dict[str, Any]:
     """All stages for all seeds; returns their scores, as written to OUT/scores.json.
 
+    Several processes (`accelerate launch`) train together; what is not training the main one does alone.
+
     Raises:
-        InputError: data or models are missing, or OUT holds a stage of that name that is another.
+        InputError: data or models are missing, OUT holds a stage of that name that is another, or another process
+            works there.
         TrainError: see compress.train.
     """
     prepare_process()
+    process = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    if not process.is_main_process:
+        place = replace(place, say=lambda text: None, report=lambda stage: lambda line: None)
+    check(place)
     place.out.mkdir(parents=True, exist_ok=True)
+    with _locked(place.out) if process.is_main_process else nullcontext():
+        return _run(place)
+
+
+def check(place: Place) -> None:
+    """Raises InputError where a stage's data is missing, or a teacher is neither a stage before it nor a folder nor a
+    hub id: now, and not after the hours of the stages before."""
+    before = ["base"]
+    for stage in place.recipe.stages:
+        sources.files(place, stage)
+        for name in (stage.distil.teacher, stage.distil.states) if stage.distil else ():
+            if name is None or name in before or "/" in name or Path(name).is_dir():
+                continue
+            near = difflib.get_close_matches(name, before, n=1)
+            raise InputError(
+                f"stage {stage.name}: {name!r} is no stage before it, no folder and no hub id"
+                f"{f'; did you mean {near[0]}?' if near else ''}"
+            )
+        before.append(stage.name)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    with (out / ".lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{out}: another process works here; wait for it, or give another --out") from None
+        yield
+
+
+def _run(place: Place) -> dict[str, Any]:
     described = {"scale": place.scale, **place.recipe.model_dump(mode="json")}
     write_atomic(place.out / "recipe.json", (json.dumps(described, indent=1) + "\n").encode())
     found: dict[str, Any] = {}
@@ -58,12 +108,14 @@ def run(place: Place) -> dict[str, Any]:
 
 
 def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
-    """What each stage would take: examples, steps, and time and memory from a few timed steps on real batches. Models
-    still to be made, to start from or to follow, are stood for by the base, whose shape they have."""
+    """What each stage would take: examples, steps, time from a few timed steps on real batches, and the most memory the
+    process had by then. Models still to be made, to start from or to follow, are stood for by the one that is there
+    already, from which they come and whose shape they have."""
     prepare_process()
+    check(place)
     rows = []
     for stage in place.recipe.stages:
-        source = read_checkpoint(stage.model or place.recipe.base)
+        source = read_checkpoint(_origin_of(place.recipe, stage))
         tokenizer = read_tokenizer(source.folder, vocabulary=source.config.vocabulary)
         model, _ = from_checkpoint(source, heads_of(stage.task))
         features = sources.training(place, stage, tokenizer, source.config.positions)
@@ -74,17 +126,27 @@ def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
         seconds = time_steps(objective, features, some) if some else 0.0
         memory = 1e-6 * 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         row = {"stage": stage.name, "task": stage.task, "examples": len(features), "steps": len(plan)}
-        rows.append(row | {"seconds": seconds * len(plan), "memory_mb": memory})
+        rows.append(row | {"seconds": seconds * len(plan), "peak_memory_mb": memory})
         place.say(f"{stage.name}: {seconds:.2f} s a step")
     return rows
 
 
+def _origin_of(recipe: Recipe, stage: Stage) -> str:
+    """The model, there already, that the first of the stages before this one starts from."""
+    while stage.model is None:
+        name = recipe.before(stage)
+        if name == "base":
+            return recipe.base
+        stage = recipe.stage(name)
+    return stage.model
+
+
 def _self_taught(stage: Stage, source: Checkpoint) -> Stage:
-    """A stage whose teacher is what it starts from. A task's logits are left out: they are asked for once, before."""
+    """A stage whose teacher is what it starts from. Logits are left out: a task's are asked for once, before, and in
+    pre-training they cost little beside the teacher's pass."""
     if stage.distil is None:
         return stage
-    logits = stage.distil.logits if stage.task == "mlm" else 0.0
-    own = {"teacher": str(source.folder), "states": None, "hard": 1.0, "logits": logits}
+    own = {"teacher": str(source.folder), "states": None, "hard": 1.0, "logits": 0.0}
     return stage.model_copy(update={"distil": stage.distil.model_copy(update=own)})
 
 
@@ -128,7 +190,9 @@ def heads_of(task: str) -> dict[str, int]:
 def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     folder = place.out / f"seed-{seed}" / stage.name
     source = read_checkpoint(_start(place, stage, seed))
-    _enter(place, stage, seed, source, folder)
+    process = Accelerator()
+    with process.main_process_first():
+        _enter(place, stage, seed, source, folder)
     done = folder / "scores.json"
     if done.exists():
         place.say(f"{stage.name}, seed {seed}: done before")
@@ -139,21 +203,26 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     if begun:
         new = ", ".join(sorted({name.rsplit(".", 1)[0] for name in begun}))
         place.say(f"{stage.name}: {source.name} has no {new}; they begin anew")
+    if "classify" in heads and "classify_out.weight" not in begun:
+        model.order_classes(class_order(source.config.labels, glue.TASKS[stage.task]))
     if stage.lock:
         model.set_masks({name: linear.weight != 0 for name, linear in model.prunable().items()})
     tokenizer = read_tokenizer(source.folder, vocabulary=source.config.vocabulary)
-    features = sources.training(place, stage, tokenizer, source.config.positions)
+    with process.main_process_first():
+        features = sources.training(place, stage, tokenizer, source.config.positions)
     plan = _plan(stage, features, seed)
     size = f"{len(features)} examples of {features.lengths.mean():.0f} tokens"
     place.say(f"{stage.name}, seed {seed}: {size}, {len(plan)} steps")
     model.set_quantised(stage.quantise)
-    objective = _objective(place, stage, model, features, tokenizer, seed)
+    with process.main_process_first():
+        objective = _objective(place, stage, model, features, tokenizer, seed)
     settings = Settings(
         rate=stage.rate,
         warmup=stage.warmup,
         weight_decay=stage.weight_decay,
         dropout=stage.dropout,
         seed=seed,
+        micro_tokens=stage.micro_tokens,
         rewind=stage.rewind,
     )
 
@@ -175,6 +244,23 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
         evaluate=quick,
         evaluate_every=math.ceil(len(plan) / (stage.evaluations + 1)) if stage.evaluations else 0,
     )
+    with process.main_process_first():
+        if process.is_main_process:
+            _finish(place, stage, seed, source, features, folder, write, quick)
+    return dict(json.loads(done.read_text()))
+
+
+def _finish(
+    place: Place,
+    stage: Stage,
+    seed: int,
+    source: Checkpoint,
+    features: Features,
+    folder: Path,
+    write: Callable[[Path], Checkpoint],
+    quick: Callable[[], scores.Scores],
+) -> None:
+    """Writes a trained model in its forms, with its scores and how it came about."""
     written = write(folder / "model")
     found = scores.calibrate(place, stage, written.folder) if stage.hold_out else {}
     folders = [written.folder]
@@ -187,9 +273,9 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     origin = _origin(place, stage, seed, source, features) | {"scores": found}
     for each in folders:  # how a model came about, and how good it is, travels with it
         write_atomic(each / "training.json", (json.dumps(origin, indent=1) + "\n").encode())
-    write_atomic(done, (json.dumps(found, indent=1) + "\n").encode())
+    write_atomic(folder / "scores.json", (json.dumps(found, indent=1) + "\n").encode())
+    (folder / "state.pt").unlink(missing_ok=True)  # three times the model, and not needed any more
     place.say(f"{stage.name}, seed {seed}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
-    return found
 
 
 def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Path) -> None:
@@ -199,12 +285,11 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
         "stage": stage.model_dump(mode="json", exclude_defaults=True),
         "start": source.sha256(),
         "scale": place.scale,
+        "data": {path.name: path.stat().st_size for path in sources.files(place, stage)},
     }
     if stage.distil is not None:
         teachers = {stage.distil.teacher, stage.distil.states or stage.distil.teacher}
         asked["teachers"] = sorted(_teacher(place, name, seed).sha256() for name in teachers)
-    if stage.task == "mlm":
-        asked["corpus"] = list(place.recipe.corpus)
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / "stage.json"
     if not known.exists():
@@ -264,8 +349,8 @@ def _pruning(stage: Stage, steps: int) -> Pruning | None:
         return None
     p = stage.prune
     begin, policy_end, end = (round(share * steps) for share in (p.begin, p.policy_end, p.end))
-    every = max(1, (policy_end - begin) // p.times)
-    return Pruning(PruneSchedule(p.sparsity, begin, end, begin, policy_end, every), p.shape, p.scope, p.criterion)
+    every = max(1, round((policy_end - begin) / p.times))
+    return Pruning(PruneSchedule(p.sparsity, begin, policy_end, end, every), p.shape, p.scope, p.criterion)
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------------
@@ -274,27 +359,56 @@ def _pruning(stage: Stage, steps: int) -> Pruning | None:
 def _objective(
     place: Place, stage: Stage, model: Encoder, features: Features, tokenizer: Tokenizer, seed: int
 ) -> Objective:
-    terms = Distillation(hard=1.0, logits=0.0)
-    if stage.distil is not None:
-        d = stage.distil
-        terms = Distillation(d.hard, d.logits, d.temperature, d.hidden, d.attention)
     loss = SpanLoss if stage.task in SPAN_TASKS else ClassLoss
-    if stage.distil is None:
-        return pretrain.PretrainLoss(model, tokenizer, features, terms) if stage.task == "mlm" else loss(model, terms)
-    teacher = _teacher(place, stage.distil.teacher, seed)
+    terms = stage.distil
+    if terms is None:
+        own = Distillation(hard=1.0, logits=0.0)
+        return pretrain.PretrainLoss(model, tokenizer, features, own) if stage.task == "mlm" else loss(model, own)
+    teacher = _teacher(place, terms.teacher, seed)
+    _same_words(stage, teacher, tokenizer)
     states = None
-    if stage.task == "mlm" or terms.hidden or terms.attention:
-        source = _teacher(place, stage.distil.states or stage.distil.teacher, seed)
-        if source.config.width != model.config.width:
+    if stage.task == "mlm" or terms.follows_states:
+        source = _teacher(place, terms.states or terms.teacher, seed)
+        _same_words(stage, source, tokenizer)
+        _same_shape(stage, source, model)
+        other, begun = from_checkpoint(source, heads_of("mlm") if stage.task == "mlm" else {})
+        if begun and terms.logits:
             raise InputError(
-                f"{stage.name}: the hidden states of {source.name} have {source.config.width} features and ours "
-                f"{model.config.width}; name another model under distil.states, or leave hidden and attention at 0"
+                f"stage {stage.name}: the teacher {source.name} has no {begun[0].rsplit('.', 1)[0]}, so what it "
+                "guesses is noise; train it on the text first, or leave logits at 0"
             )
-        states = Follower(from_checkpoint(source, heads_of("mlm") if stage.task == "mlm" else {})[0], terms)
+        states = Follower(other, terms)
     if stage.task == "mlm":
         return pretrain.PretrainLoss(model, tokenizer, features, terms, states)
     outputs = teacher_outputs(place, teacher, features, stage.task) if terms.logits else None
     return loss(model, terms, outputs, states)
+
+
+def _same_words(stage: Stage, teacher: Checkpoint, tokenizer: Tokenizer) -> None:
+    """A teacher reads our numbers of tokens."""
+    theirs = read_tokenizer(teacher.folder, vocabulary=teacher.config.vocabulary)
+    if theirs.vocabulary() != tokenizer.vocabulary():
+        raise InputError(
+            f"stage {stage.name}: {teacher.name} has another vocabulary than the model that learns from it"
+        )
+
+
+def _same_shape(stage: Stage, source: Checkpoint, model: Encoder) -> None:
+    """What is followed state by state has as many features, and every k-th of its layers stands for one of ours."""
+    terms, theirs, ours = stage.distil, source.config, model.config
+    assert terms is not None
+    if terms.follows_states:
+        distill.layer_map(ours.layers, theirs.layers)
+    if terms.hidden and theirs.width != ours.width:
+        raise InputError(
+            f"stage {stage.name}: the hidden states of {source.name} have {theirs.width} features and ours "
+            f"{ours.width}; name another model under distil.states, or leave hidden at 0"
+        )
+    if terms.attention and theirs.heads[-1] != ours.heads[-1]:
+        raise InputError(
+            f"stage {stage.name}: {source.name} has {theirs.heads[-1]} attention heads and ours {ours.heads[-1]}; "
+            "name another model under distil.states, or leave attention at 0"
+        )
 
 
 def _teacher(place: Place, name: str, seed: int) -> Checkpoint:
@@ -306,34 +420,51 @@ def _teacher(place: Place, name: str, seed: int) -> Checkpoint:
 def teacher_outputs(
     place: Place, teacher: Checkpoint, features: Features, task: str
 ) -> Callable[[NDArray[np.int64]], list[NDArray[np.float16]]]:
-    """What a teacher says to every example: [L, 2] of a window, or [classes].
+    """What a teacher says to every example: [L, 2] of a window, or [classes], in the task's order.
 
-    Computed once, by the engine in int8, which is many times faster than torch, and kept by teacher and data."""
+    Computed once, by the engine in int8, which is many times faster than torch, and kept by teacher and data; a run
+    that was killed goes on with the example it had come to.
+    """
     key = hashlib.sha256(f"{teacher.sha256()} {features.sha256()}".encode()).hexdigest()[:24]
-    path = place.out / "cache" / f"{key}.npy"
-    lengths = features.lengths
+    path = place.out / "cache" / f"{key}.f16"
     spans = task in SPAN_TASKS
+    width = 2 if spans else len(glue.TASKS[task].labels)
+    ends = features.ends if spans else np.arange(1, len(features) + 1)  # of each example's rows
     if not path.exists():
         place.say(f"asking the teacher {teacher.name} about {len(features)} examples (once)")
-        model = thinbert.load(str(teacher.folder))
-        report = place.report("teacher")
-        parts, first = [], 0
-        while first < len(features):
-            last = first + 1
-            while last < len(features) and int(lengths[first : last + 1].sum()) <= 8192:
-                last += 1
-            at = slice(features.example(first).start, features.example(last - 1).stop)
-            read = model.forward if spans else model.classify
-            parts.append(read(features.ids[at], features.types[at].astype(np.int32), lengths[first:last].tolist()))
-            report({"step": last, "of": len(features)})
-            first = last
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".tmp").open("wb") as file:
-            np.save(file, np.concatenate(parts).astype(np.float16))
-        path.with_suffix(".tmp").replace(path)
-    known = np.load(path, mmap_mode="r")
+        partial = path.with_suffix(".partial")
+        with partial.open("ab") as file:
+            first = int(np.searchsorted(ends, file.tell() // (2 * width), side="right"))
+            file.truncate(2 * width * int(ends[first - 1]) if first else 0)
+            for done, rows in _ask(teacher, features, task, first):
+                file.write(rows.astype(np.float16).tobytes())
+                place.report("teacher")({"step": done, "of": len(features)})
+        partial.replace(path)
+    known = np.memmap(path, np.float16, "r").reshape(-1, width)
+    if len(known) != ends[-1]:
+        raise InputError(f"{path}: has {len(known)} rows; expected {ends[-1]}: delete it")
+    if spans:
+        return lambda numbers: [np.asarray(known[features.example(int(n))]) for n in numbers]
+    return lambda numbers: [np.asarray(known[int(n)]) for n in numbers]
 
-    def outputs(numbers: NDArray[np.int64]) -> list[NDArray[np.float16]]:
-        return [np.asarray(known[features.example(int(n))] if spans else known[int(n)]) for n in numbers]
 
-    return outputs
+def _ask(teacher: Checkpoint, features: Features, task: str, first: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """How many examples a teacher has read, and the rows it gave for the last of them."""
+    packed = teacher.folder.parent / "packed"  # where it is a stage of ours
+    model = thinbert.load(str(packed if teacher.folder.name == "model" and packed.is_dir() else teacher.folder))
+    lengths = features.lengths
+    while first < len(features):
+        last = first + 1
+        while last < len(features) and int(lengths[first : last + 1].sum()) <= _ASKED:
+            last += 1
+        at = slice(features.example(first).start, features.example(last - 1).stop)
+        read = model.forward if task in SPAN_TASKS else model.classify
+        rows = read(features.ids[at], features.types[at].astype(np.int32), lengths[first:last].tolist())
+        if task not in SPAN_TASKS:
+            order = class_order(teacher.config.labels, glue.TASKS[task])
+            if rows.shape[1] != len(order):
+                raise InputError(f"{teacher.name} has {rows.shape[1]} classes; {task} has {len(order)}")
+            rows = rows[:, np.argsort(order)]
+        yield last, rows
+        first = last

@@ -7,25 +7,23 @@ from dataclasses import dataclass
 class PruneSchedule:
     """When masks are recomputed, and for which sparsity (Zhu & Gupta 2017; settings as in Zafrir et al. 2021).
 
-    Sparsity climbs from `start` to `target` by a cubic over the steps policy_begin … policy_end. Masks are computed
-    anew every `frequency` steps from `begin` to `end`, so also after the target is reached: in between, weights may
-    still be exchanged. Past `end` the masks stay as they are.
+    Sparsity climbs from 0 to `target` by a cubic over the steps begin … policy_end. Masks are computed anew every
+    `frequency` steps from `begin` to `end`, so also after the target is reached: in between, weights may still be
+    exchanged. Past `end` the masks stay as they are.
     """
 
     target: float
     begin: int
-    end: int
-    policy_begin: int
     policy_end: int
+    end: int
     frequency: int
-    start: float = 0.0
 
     def sparsity(self, step: int) -> float:
-        """s(t) = s_0 + (s_1 - s_0) (1 - (1 - x)^3), x = the share of policy_begin … policy_end that is behind."""
+        """s(t) = target (1 - (1 - x)^3), x = the share of begin … policy_end that is behind."""
         if step >= self.policy_end:
             return self.target  # also where both are the same step: all at once
-        done = max(0.0, (step - self.policy_begin) / (self.policy_end - self.policy_begin))
-        return self.start + (self.target - self.start) * (1 - (1 - done) ** 3)
+        done = max(0.0, (step - self.begin) / (self.policy_end - self.begin))
+        return self.target * (1 - (1 - done) ** 3)
 
     def due(self, step: int) -> bool:
         """Whether masks are computed anew after optimiser step number `step`, counted from 1."""
@@ -43,7 +41,7 @@ def rewinding_rate(step: int, *, steps: int, warmup: int, prune: PruneSchedule) 
     """The same with learning-rate rewinding: inside the pruning interval the rate falls for `frequency` steps and snaps
     back with each new mask, and after it goes on as if the interval had not been (Zafrir et al. 2021, 3.2; formulas as
     corrected in their code in May 2022)."""
-    a, b, every = prune.policy_begin, prune.policy_end, prune.frequency
+    a, b, every = prune.begin, prune.policy_end, prune.frequency
     rest = max(1, steps - (b - a) - warmup)
     if step < warmup:
         return step / warmup

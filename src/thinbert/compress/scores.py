@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,10 +11,11 @@ import thinbert
 from thinbert.compress import data, pretrain, sources
 from thinbert.compress.encoder import Encoder
 from thinbert.compress.recipe import SPAN_TASKS, Place, Stage
-from thinbert.model.checkpoint import Checkpoint, read_json, write_atomic
+from thinbert.model.checkpoint import Checkpoint, read_checkpoint, read_json, write_atomic
+from thinbert.model.pack import pack
 from thinbert.model.tokenizer import Tokenizer
 from thinbert.tasks import calibration, classify, glue
-from thinbert.tasks.evaluate import score
+from thinbert.tasks.evaluate import THRESHOLD, score, threshold_of
 from thinbert.tasks.qa import Reading
 from thinbert.tasks.squad import Dataset, Question, read_squad
 
@@ -44,11 +46,11 @@ def measure(model: thinbert.Model, stage: Stage, path: Path, limit: int | None) 
     """Scores over the first examples of a file."""
     if stage.task in SPAN_TASKS:
         dataset = read_squad(path)
-        return squad_scores(dataset, _read(model, dataset.questions[:limit]), _threshold(model))
+        return squad_scores(dataset, _read(model, dataset.questions[:limit]), threshold_of(model))
     return classify.evaluate(model, glue.read_glue(path, glue.TASKS[stage.task]), limit=limit)[0]
 
 
-def squad_scores(dataset: Dataset, readings: list[Reading], threshold: float = 0.5) -> Scores:
+def squad_scores(dataset: Dataset, readings: list[Reading], threshold: float = THRESHOLD) -> Scores:
     """Scores of what was read for the first questions of a data set, by the rules of its kind."""
     questions = dataset.questions[: len(readings)]
     texts = {q.id: r.answers[0].text if r.answers else "" for q, r in zip(questions, readings, strict=True)}
@@ -57,12 +59,16 @@ def squad_scores(dataset: Dataset, readings: list[Reading], threshold: float = 0
     return {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
 
 
-def _threshold(model: thinbert.Model) -> float:
-    return 0.5 if model.config.no_answer_threshold is None else model.config.no_answer_threshold
-
-
 def _read(model: thinbert.Model, questions: "tuple[Question, ...] | list[Question]") -> list[Reading]:
     return list(model.read_many((q.question, [q.context]) for q in questions))
+
+
+@contextmanager
+def _engine(portable: Checkpoint) -> Iterator[thinbert.Model]:
+    """A portable model in the engine, packed for as long as it is needed: the user's cache is not for what passes."""
+    with TemporaryDirectory(prefix="thinbert-") as folder:
+        pack(portable, Path(folder) / "packed")
+        yield thinbert.load(str(Path(folder) / "packed"))
 
 
 def calibrate(place: Place, stage: Stage, portable: Path) -> Scores:
@@ -77,8 +83,8 @@ def calibrate(place: Place, stage: Stage, portable: Path) -> Scores:
     if not questions or all(truth) or not any(truth):
         place.say(f"{stage.name}: no answerable and unanswerable questions held out; the model is not calibrated")
         return {}
-    model = thinbert.load(str(portable))
-    readings = _read(model, questions)
+    with _engine(read_checkpoint(portable)) as model:
+        readings = _read(model, questions)
     odds = calibration.log_odds([r.no_answer for r in readings]).clip(-_SUREST, _SUREST)
     slope, offset = calibration.fit(odds, truth)
     if slope <= 0:
@@ -106,8 +112,8 @@ def on_the_way(place: Place, stage: Stage, write: Callable[[Path], Checkpoint]) 
     path = sources.measured(place, stage)[""]
 
     def scores() -> Scores:
-        with TemporaryDirectory(prefix="thinbert-") as folder:
-            found = measure(thinbert.load(str(write(Path(folder)).folder)), stage, path, _QUICK_EXAMPLES)
+        with TemporaryDirectory(prefix="thinbert-") as folder, _engine(write(Path(folder))) as engine:
+            found = measure(engine, stage, path, _QUICK_EXAMPLES)
         return {f"dev_{name}": round(found[name], 3) for name in ("exact", "f1", "accuracy") if name in found}
 
     return scores
@@ -117,10 +123,11 @@ def of_language_model(
     place: Place, stage: Stage, model: Encoder, objective: pretrain.PretrainLoss, tokenizer: Tokenizer
 ) -> Callable[[], Scores]:
     """Loss and accuracy of guessing masked tokens in documents held out, masked the same way each time."""
-    documents = sources.corpus(place, stage)[1]
+    documents, _, held = sources.corpus(place, stage, tokenizer)
     # evenly from all of the corpus, whose files may be of different kinds
-    some = documents[:: max(1, len(documents) // _HELD_DOCUMENTS)][:_HELD_DOCUMENTS]
-    features = pretrain.pairs(some, tokenizer, max_length=min(stage.max_length, model.config.positions), seed=1)
+    some = held[:: max(1, len(held) // _HELD_DOCUMENTS)][:_HELD_DOCUMENTS]
+    max_length = min(stage.max_length, model.config.positions)
+    features = pretrain.pairs(documents, some, tokenizer, max_length=max_length, seed=1, folder=None)
     batches = data.order(features.lengths, tokens=_HELD_TOKENS, passes=1.0, seed=0)[:_HELD_BATCHES]
     return lambda: pretrain.held_out_loss(model, objective, (data.batch(features, b) for b in batches))
 

@@ -1,16 +1,17 @@
 """What a stage learns from and is measured with: files of a data folder to examples."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from thinbert.compress import data, pretrain
 from thinbert.compress.data import Features
 from thinbert.compress.recipe import SPAN_TASKS, Place, Stage
+from thinbert.compress.text import Documents, read_documents, spread
 from thinbert.errors import InputError
 from thinbert.model.tokenizer import Tokenizer
 from thinbert.tasks import glue
-from thinbert.tasks.squad import Question, read_packed, read_squad
+from thinbert.tasks.squad import Question, read_squad
 
 _SQUAD1 = ("squad-train-v1.1.json", "train-v1.1.json")
 _SQUAD1_DEV = ("squad-dev-v1.1.json", "dev-v1.1.json")
@@ -32,11 +33,10 @@ MEASURED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "squad2": {"": _SQUAD2_DEV, "squad1_": _SQUAD1_DEV},
     "sst2": {"": ("sst2-dev.tsv",)},
     "mnli": {"": ("mnli-dev_matched.tsv",), "mismatched_": ("mnli-dev_mismatched.tsv",)},
-    "qqp": {"": ("qqp-dev.tsv", "qqp-wang_dev.tsv")},
+    "qqp": {"": ("qqp-dev.tsv",)},  # not Wang's split, whose pairs are mostly in GLUE's training set
     "qnli": {"": ("qnli-dev.tsv",)},
 }
 _PACKED = ("", ".xz", ".gz")
-T = TypeVar("T")
 
 
 def find(folder: Path, names: tuple[str, ...]) -> Path:
@@ -46,6 +46,20 @@ def find(folder: Path, names: tuple[str, ...]) -> Path:
             if (folder / (name + ending)).is_file():
                 return folder / (name + ending)
     raise InputError(f"{folder}: no {' or '.join(names)} (plain, .xz or .gz); give the folder with --data")
+
+
+def files(place: Place, stage: Stage) -> list[Path]:
+    """The files a stage learns from. Raises InputError where one of them, or what it is measured with, is missing."""
+    if stage.task == "mlm":
+        return [find(place.data, (name,)) for name in place.recipe.corpus]
+    found = find(place.data, TRAINING[stage.task])
+    measured(place, stage)
+    if stage.task == "squad2" and "2.0" not in found.name and not stage.unanswerable:
+        raise InputError(
+            f"stage {stage.name}: {place.data} has no {TRAINING['squad2'][0]}, and with unanswerable 0 no question "
+            f"without an answer is made from {found.name}; give one of them"
+        )
+    return [found]
 
 
 def measured(place: Place, stage: Stage) -> dict[str, Path]:
@@ -66,7 +80,10 @@ def training(place: Place, stage: Stage, tokenizer: Tokenizer, positions: int) -
     """The examples of a stage, in windows of at most `positions` tokens."""
     max_length = min(stage.max_length, positions)
     if stage.task == "mlm":
-        return pretrain.pairs(corpus(place, stage)[0], tokenizer, max_length=max_length, seed=0)
+        documents, fit, _ = corpus(place, stage, tokenizer)
+        key = hashlib.sha256(f"{documents.sha256} {stage.part} {max_length}".encode()).hexdigest()[:24]
+        folder = place.out / "cache" / f"pairs-{key}"
+        return pretrain.pairs(documents, fit, tokenizer, max_length=max_length, seed=0, folder=folder)
     path = find(place.data, TRAINING[stage.task])
     if stage.task in SPAN_TASKS:
         questions = _of_articles(read_squad(path).questions, stage, held=False)
@@ -81,7 +98,7 @@ def training(place: Place, stage: Stage, tokenizer: Tokenizer, positions: int) -
         place.say(f"{stage.name}: {len(examples)} QNLI pairs made from {path.name}")
     else:
         examples = glue.read_glue(path, task).examples
-    return data.class_features(_part(list(examples), stage.part), tokenizer, max_length=max_length)
+    return data.class_features(spread(list(examples), stage.part), tokenizer, max_length=max_length)
 
 
 def held_out(place: Place, stage: Stage) -> list[Question]:
@@ -90,36 +107,17 @@ def held_out(place: Place, stage: Stage) -> list[Question]:
     return [*questions, *_made_unanswerable(questions, stage.unanswerable)]
 
 
-def corpus(place: Place, stage: Stage) -> tuple[list[str], list[str]]:
-    """Documents of the recipe's corpus to train on, those of each of its files spread evenly, and ones held out.
-
-    A file is plain text with empty lines between documents, or SQuAD JSON, whose articles are documents."""
-    fit: list[str] = []
-    held: list[str] = []
-    for name in place.recipe.corpus:
-        path = find(place.data, (name,))
-        if ".json" in path.name:
-            articles: dict[int, dict[str, None]] = {}  # the contexts of each, in order, once
-            for q in read_squad(path).questions:
-                articles.setdefault(q.article, {})[q.context] = None
-            documents = ["\n".join(contexts) for contexts in articles.values()]
-        else:
-            documents = pretrain.documents(read_packed(path).decode(errors="replace"))
-        some, rest = pretrain.split(documents)
-        fit += _part(some, stage.part)
-        held += rest
-    return fit, held
-
-
-def _part(items: list[T], share: float) -> list[T]:
-    """Every so many-th, evenly spread."""
-    return [item for n, item in enumerate(items) if int((n + 1) * share) > int(n * share)]
+def corpus(place: Place, stage: Stage, tokenizer: Tokenizer) -> tuple[Documents, list[int], list[int]]:
+    """The recipe's corpus, and which of its documents to train on, and which are held out."""
+    paths = [find(place.data, (name,)) for name in place.recipe.corpus]
+    documents = read_documents(paths, tokenizer, place.out / "cache", place.say)
+    return documents, *documents.split(part=stage.part)
 
 
 def _of_articles(questions: tuple[Question, ...], stage: Stage, *, held: bool) -> list[Question]:
     """Questions of the articles that are held out, or of those trained on; both are spread over the file."""
     out = held_out_articles(questions, stage.hold_out)
-    kept = out if held else set(_part(sorted({q.article for q in questions} - out), stage.part))
+    kept = out if held else set(spread(sorted({q.article for q in questions} - out), stage.part))
     return [q for q in questions if q.article in kept]
 
 

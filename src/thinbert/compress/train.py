@@ -8,7 +8,6 @@ A run's folder:
 """
 
 import ctypes
-import io
 import json
 import math
 import time
@@ -31,7 +30,7 @@ from thinbert.compress.masks import density, magnitude_masks, saliency
 from thinbert.compress.recipe import Report
 from thinbert.compress.schedule import PruneSchedule, linear_rate, rewinding_rate
 from thinbert.errors import Error, InputError
-from thinbert.model.checkpoint import write_atomic
+from thinbert.model.checkpoint import replacing, write_atomic
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # options of mallopt(3)
 CLIP = 1.0  # largest norm of all gradients together
@@ -109,7 +108,8 @@ def train(
     accelerator = Accelerator()
     model, steps = objective.model, len(plan)
     model.set_dropout(settings.dropout)
-    described = {"settings": asdict(settings), "pruning": asdict(pruning) if pruning else None, "steps": steps}
+    described: dict[str, Any] = {"settings": asdict(settings), "pruning": asdict(pruning) if pruning else None}
+    described |= {"steps": steps, "examples": features.sha256()}
     if accelerator.is_main_process:
         _enter(out, described)
     accelerator.wait_for_everyone()
@@ -120,6 +120,8 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=settings.rate, fused=True)
     locked = model.masks()  # what is gone before the first step stays gone, also in a run that is taken up again
     step = saved = _resume(out / "state.pt", objective, optimizer, accelerator.device)
+    if accelerator.is_main_process:
+        _cut_log(out / "log.jsonl", step)
     if step == 0 and pruning is not None and pruning.schedule.due(0) and pruning.schedule.sparsity(0) > 0:
         model.set_masks(_new_masks(model, pruning, 0, locked, optimizer))  # before anything is learnt
     prepared, optimizer = accelerator.prepare(objective, optimizer)
@@ -131,7 +133,7 @@ def train(
         rate = settings.rate * _rate(step, steps, settings, pruning)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        set_seed(settings.seed * 1_000_003 + step + accelerator.process_index * 7919)
+        set_seed((settings.seed * 1_000_003 + step + accelerator.process_index * 7919) % 2**32)
         loss, count = _backward(accelerator, prepared, features, plan[step], settings)
         norm = accelerator.clip_grad_norm_(prepared.parameters(), CLIP)
         if not torch.isfinite(norm):
@@ -239,9 +241,14 @@ def _new_masks(
     if pruning.criterion == "fisher" and step > 0:
         # Adam's second moment is a running mean of squared gradients: the diagonal of the empirical Fisher information
         state = getattr(optimizer, "optimizer", optimizer).state
+        unfelt = [name for name, linear in model.prunable().items() if "exp_avg_sq" not in state[linear.weight]]
+        if unfelt:
+            raise TrainError(f"criterion fisher: the loss gives {unfelt[0]} no gradient; use magnitude")
         squares = {name: state[linear.weight]["exp_avg_sq"] for name, linear in model.prunable().items()}
         weights = {name: saliency(weight, squares[name]) for name, weight in weights.items()}
     sparsity = pruning.schedule.sparsity(step)
+    device = next(iter(weights.values())).device  # which `locked` was taken before the model went to
+    locked = {name: mask.to(device) for name, mask in locked.items()}
     return magnitude_masks(weights, sparsity, block=pruning.block, scope=pruning.scope, locked=locked)
 
 
@@ -256,12 +263,16 @@ def _save(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, st
     """Raises TrainError where the disk is full or the folder cannot be written; an older state stays."""
     masks = {name: m.mask for name, m in objective.named_modules() if getattr(m, "mask", None) is not None}
     model = {name: p.detach() for name, p in objective.named_parameters()}
-    content = io.BytesIO()
-    torch.save({"model": model, "masks": masks, "optimizer": optimizer.state_dict(), "step": step}, content)
+    state = {"model": model, "masks": masks, "optimizer": optimizer.state_dict(), "step": step}
     try:
-        write_atomic(path, content.getvalue())
-    except OSError as e:
-        raise TrainError(f"{path}: cannot be written: {e.strerror}; the state before it is kept") from e
+        with replacing(path) as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as e:
+        fault: BaseException | None = e  # torch's writer fails once more, over what made it fail
+        while fault is not None and not isinstance(fault, OSError):
+            fault = fault.__context__
+        reason = e if fault is None else fault.strerror
+        raise TrainError(f"{path}: cannot be written: {reason}; the state before it is kept") from e
 
 
 def _resume(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
@@ -280,6 +291,20 @@ def _resume(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, 
         modules[name].mask = mask.to(device)
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drops what a killed run logged past the state that is gone on from, and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    write_atomic(path, "".join(kept).encode())
 
 
 def _enter(out: Path, described: dict[str, Any]) -> None:

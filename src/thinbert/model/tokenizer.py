@@ -1,5 +1,6 @@
 """The tokenizer of a model folder: text to WordPiece numbers, each with its place in the text."""
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -75,6 +76,15 @@ class Tokenizer:
     def mask(self) -> int:
         """[MASK], which only pre-training needs."""
         return self._special("[MASK]", self._where)
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> number."""
+        found: dict[str, int] = self._backend.get_vocab()
+        return found
+
+    def sha256(self) -> str:
+        """Of all that tokenising depends on."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def _special(self, token: str, where: Path) -> int:
         number = self._backend.token_to_id(token)

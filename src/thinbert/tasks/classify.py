@@ -80,15 +80,17 @@ def evaluate(
     predictions = []
     for example_logits in logits(model, ((e.text, e.pair) for e in examples), max_length=max_length):
         if order is None:
-            order = _order(model, data.task, len(example_logits))
+            if len(example_logits) != len(data.task.labels):
+                theirs, ours = len(example_logits), len(data.task.labels)
+                raise InputError(f"model {model.name} has {theirs} classes; {data.task.name} has {ours}")
+            order = class_order(model.config.labels, data.task)
         predictions.append(order[int(example_logits.argmax())])
         progress(len(predictions), len(examples))
     return glue.score(data.task, [e.label for e in examples], predictions), predictions
 
 
-def _order(model: Model, task: glue.Task, count: int) -> list[int]:
-    """The task's class for each of the model's."""
-    if count != len(task.labels):
-        raise InputError(f"model {model.name} has {count} classes; {task.name} has {len(task.labels)}")
-    names = [name.lower() for name in class_names(model, count)]
-    return [task.labels.index(n) for n in names] if sorted(names) == sorted(task.labels) else list(range(count))
+def class_order(labels: Sequence[str], task: glue.Task) -> list[int]:
+    """The task's class for each class of a model: by its names, where they are the task's, else as they come."""
+    names = [name.lower() for name in labels]
+    same = sorted(names) == sorted(task.labels)
+    return [task.labels.index(name) for name in names] if same else list(range(len(task.labels)))

@@ -34,6 +34,12 @@ from thinbert.tasks.qa import Reading
 from thinbert.tasks.squad import Dataset, Question, read_json_object
 
 Progress = Callable[[int, int], None]  # (questions done, of)
+THRESHOLD = 0.5  # no-answer probability above which an answer is withheld, for models without one of their own
+
+
+def threshold_of(model: Model) -> float:
+    own = model.config.no_answer_threshold
+    return THRESHOLD if own is None else own
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def evaluate(
     out: Path,
     settings: Settings,
     *,
-    threshold: float = 0.5,
+    threshold: float = THRESHOLD,
     limit: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -116,7 +122,7 @@ def _evaluate(
 
 
 def score(
-    data: Dataset, raw: Mapping[str, str], no_answer: Mapping[str, float], *, threshold: float = 0.5
+    data: Dataset, raw: Mapping[str, str], no_answer: Mapping[str, float], *, threshold: float = THRESHOLD
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Scores of the answers to the first questions of a data set, and the predictions that are scored.
 

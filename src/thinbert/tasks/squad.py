@@ -65,6 +65,10 @@ def read_squad(path: Path) -> Dataset:
     )
 
 
+# what reading a file that open_packed opened may raise where it is damaged
+DAMAGED = (lzma.LZMAError, gzip.BadGzipFile, EOFError, zlib.error)
+
+
 def open_packed(path: Path) -> IO[bytes]:
     """A file's bytes, unpacked by its ending: .gz, .xz, or as they are. Raises OSError."""
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
@@ -80,7 +84,7 @@ def read_packed(path: Path) -> bytes:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a directory; expected a file") from None
-    except (lzma.LZMAError, gzip.BadGzipFile, EOFError, zlib.error) as e:
+    except DAMAGED as e:
         raise InputError(f"{path}: not a whole {path.suffix} file: {e}") from e
     except OSError as e:
         raise InputError(f"{path}: cannot be read: {e.strerror or e}") from e
