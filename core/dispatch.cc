@@ -51,6 +51,8 @@ Costs measure_costs(const Kernels& kernels) {
   std::vector<uint32_t> start4x4, start1x4;
   std::vector<uint16_t> index;
   std::vector<Quad> quads;
+  std::vector<uint8_t> order(rows);
+  for (int row = 0; row < rows; ++row) order[static_cast<size_t>(row)] = static_cast<uint8_t>(row % kRowGroup);
   for (int row = 0; row <= rows; ++row) {
     start4x4.push_back(static_cast<uint32_t>(row * kept));
     start1x4.push_back(static_cast<uint32_t>(row * kept / 4));
@@ -73,7 +75,7 @@ Costs measure_costs(const Kernels& kernels) {
     }
     return best;
   };
-  const double one = best_of([&] { kernels.block1x4(start1x4.data(), quads.data(), x, vectors, all); });
+  const double one = best_of([&] { kernels.block1x4(start1x4.data(), order.data(), quads.data(), x, vectors, all); });
   const double four = best_of([&] { kernels.block4x4(start4x4.data(), index.data(), words.data(), x, vectors, all); });
   const double dense = best_of([&] { kernels.dense(words.data(), groups, x, vectors, all); });
   return {dense / (rows / 4 * groups * vectors), four / (rows / 4 * kept * vectors), one / (rows * kept * vectors)};

@@ -214,7 +214,7 @@ class Pass {
   // of one's own.
   void finish_shared(const Layer& layer, int thread, float* x, Scratch& s) {
     const int V = shared_.vectors, stride = V * kLanes;
-    const Range mine = share(e_.width, 4, thread), neurons = share(layer.ffn, 4, thread);
+    const Range mine = share(e_.width, kRowGroup, thread), neurons = share(layer.ffn, kRowGroup, thread);
     float *rows = shared_rows_->get(), *result = shared_result_->get();
     meet();
     s.input.fill(k_, rows, layer.heads * e_.head_size, V);
@@ -290,7 +290,7 @@ class Pass {
         k_.block4x4(p.start.data() + row0 / 4, p.index.data(), p.words.data(), bytes, vectors, rows);
         break;
       case Form::kBlock1x4:
-        k_.block1x4(p.start.data() + row0, p.quads.data(), bytes, vectors, rows);
+        k_.block1x4(p.start.data() + row0, p.order.data() + row0, p.quads.data(), bytes, vectors, rows);
         break;
     }
     lap(kProducts);

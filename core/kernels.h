@@ -26,6 +26,10 @@ struct Quad {
   int32_t words[4];
 };
 
+// In the 1x4 form, rows are worked off group by group, those of a group by the length of their lists: the end of a list is
+// mispredicted less often. A part of a matrix begins at a multiple of this many rows.
+constexpr int kRowGroup = 32;
+
 // The rows of a product and what their integer sums become:
 //   out[row] = float(sum - input_zero * sum of the row's weights) * (scale[row] * input_scale) + (first ? bias : out)[row]
 struct Rows {
@@ -65,8 +69,9 @@ struct Kernels {
   // Blocks of 4 outputs x 4 inputs: words [block][4 rows]; `start` [row blocks + 1] into index and words.
   void (*block4x4)(const uint32_t* start, const uint16_t* index, const int32_t* words, const uint8_t* x, int vectors,
                    const Rows& rows);
-  // Blocks of 1 output x 4 inputs; `start` [rows + 1] into quads.
-  void (*block1x4)(const uint32_t* start, const Quad* quads, const uint8_t* x, int vectors, const Rows& rows);
+  // Blocks of 1 output x 4 inputs; `start` [rows + 1] into quads. Rows come in the `order` of their group (see kRowGroup).
+  void (*block1x4)(const uint32_t* start, const uint8_t* order, const Quad* quads, const uint8_t* x, int vectors,
+                   const Rows& rows);
 
   // Per token: low = min(0, x), high = max(0, x) over the rows; scale = max(high - low, kSmallest) / 255 and
   // zero = rint(-low / scale); q = clamp(rint(x / scale) + zero, 0, 255). Rows past the last, to a multiple of 4, are 0.

@@ -30,7 +30,8 @@ inline Pieces pieces(int columns) {
 struct Matrix {
   struct Piece {
     int columns = 0;                // of K, up to `Pieces::size`
-    std::vector<uint32_t> start;    // sparse: first quad of each row (1x4) or block of each row block (4x4), and the end
+    std::vector<uint32_t> start;    // sparse: first quad of each row (1x4, in `order`) or block of each row block (4x4), and the end
+    std::vector<uint8_t> order;     // 1x4: [N] which row of its group each one is
     std::vector<Quad> quads;        // 1x4
     std::vector<uint16_t> index;    // 4x4: group of four columns of each block
     std::vector<int32_t> words;     // dense and 4x4: weights, in the order of the kernel

@@ -63,6 +63,33 @@ def test_compaction_is_exact(tmp_path: Path, activation: str) -> None:
     assert np.abs(rounded - expected).mean() < 1e-2 * np.abs(expected).max()
 
 
+def test_neurons_that_go_leave_blocks_whole(tmp_path: Path) -> None:
+    """Single dead neurons stay where the second matrix has zeros in blocks of four columns; whole groups of them go."""
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    for seed, stem in enumerate(tiny.linear_stems(config)):
+        tiny.prune(tensors, stem, 0.2, (1, 4), seed)
+    dead = [5, 17, 18, 66, 101, 160, 161, 162, 163, 200]  # one group of them whole
+    for layer in range(2):
+        tensors[f"bert.encoder.layer.{layer}.intermediate.dense.weight"][dead] = 0
+        tensors[f"bert.encoder.layer.{layer}.intermediate.dense.bias"][dead] = 0.3  # what they add is no zero
+    source = read_checkpoint(tiny.write_model(tmp_path / "source", config, tensors))
+    whole = source.weights()
+    cut = compact(source.config, whole.layers)
+    for layer, before, kept in zip(cut.layers, whole.layers, cut.neurons, strict=True):
+        dropped = set(np.flatnonzero(~kept))
+        assert {160, 161, 162, 163} <= dropped
+        assert not dropped & {5, 17, 18, 66, 101, 200} or len(dropped) % 4 == 0
+        blocks = [
+            (w.reshape(len(w), -1, 4) != 0).any(axis=2).sum() for w in (before.ffn_out.weight, layer.ffn_out.weight)
+        ]
+        assert blocks[1] <= blocks[0]
+    inputs = tiny.ragged([20, 7])
+    expected = reference.encode(whole, source.config, *inputs)
+    got = reference.encode(replace(whole, layers=cut.layers), source.config, *inputs)
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 def test_pruned_heads_keep_their_numbers(tmp_path: Path) -> None:
     config, tensors = hybrid()
     cut, _ = tiny.cut_heads(tensors, config, {0: [3], 1: [1]})

@@ -16,6 +16,7 @@ from thinbert.model.config import EncoderConfig
 from thinbert.model.weights import Layer, Linear
 
 Kept = NDArray[np.bool_]
+BLOCK = 4  # columns of a block, as the packed form stores them
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,22 @@ def _cut_heads(layer: Layer, d: int) -> tuple[Layer, Kept]:
 
 
 def _cut_neurons(layer: Layer, activation: str) -> tuple[Layer, Kept]:
-    kept = np.asarray(layer.ffn_in.weight.any(axis=1) & layer.ffn_out.weight.any(axis=0))
+    """Of neurons that are zero all go, or only whole groups of the four that share blocks of the second matrix: where
+    its zeros are in blocks, a single neuron that goes would move all behind it across their edges."""
+    alive = np.asarray(layer.ffn_in.weight.any(axis=1) & layer.ffn_out.weight.any(axis=0))
+    groups = np.logical_or.reduceat(alive, np.arange(0, len(alive), BLOCK)) if len(alive) else alive
+    whole = groups.repeat(BLOCK)[: len(alive)]
+    kept = min(alive, whole, key=lambda keep: _blocks(layer.ffn_out.weight[:, keep]))
     value = layer.ffn_in.bias[~kept].copy()
     reference.ACTIVATIONS[activation](value)
     constant = layer.ffn_out.weight[:, ~kept].astype(np.float64) @ value
     return replace(layer, ffn_in=_rows(layer.ffn_in, kept), ffn_out=_columns(layer.ffn_out, kept, constant)), kept
+
+
+def _blocks(weight: NDArray[np.float32]) -> int:
+    """Occupied 1x4 blocks of a matrix [N, K]."""
+    padded = np.pad(weight != 0, ((0, 0), (0, -weight.shape[1] % BLOCK)))
+    return int(padded.reshape(len(weight), -1, BLOCK).any(axis=2).sum())
 
 
 def _rows(linear: Linear, kept: Kept) -> Linear:
