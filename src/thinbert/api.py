@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 
@@ -197,7 +197,6 @@ class Model:
         first = 0  # number of the question waiting[0]
 
         def jobs() -> Iterator[Job]:
-            tokenise = _Recent(self.tokenizer)
             for number, (question, contexts) in enumerate(pairs):
                 if isinstance(contexts, str):
                     raise InputError("contexts is one string; give a list of texts, or use Model.answer")
@@ -206,7 +205,7 @@ class Model:
                 question_tokens = self.tokenizer(question).cut(qa.MAX_QUESTION_TOKENS)
                 yield Job(number, 0, question_tokens, None)
                 for i, context in enumerate(texts):
-                    tokens = tokenise(context)
+                    tokens = self.tokenizer(context)
                     for window in self.windows(question_tokens, tokens, max_length=max_length, stride=stride):
                         yield Job(number, i, tokens, window)
 
@@ -290,17 +289,3 @@ class Model:
         if any(name.startswith(("cls.predictions", "vocab_projector")) for name in self._checkpoint.ignored):
             return "a masked-language-model head (it is a pre-trained encoder)"
         return "an encoder without a head"
-
-
-class _Recent:
-    """A tokenizer that remembers its last text: questions over one paragraph usually come in a row."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._text: str | None = None
-        self._tokens: Tokens | None = None
-
-    def __call__(self, text: str) -> Tokens:
-        if text != self._text:
-            self._text, self._tokens = text, self._tokenizer(text)
-        return cast(Tokens, self._tokens)

@@ -188,14 +188,10 @@ def squad_features(
     Raises:
         InputError: an answer without a place, or whose place does not hold it: training on it would teach nonsense.
     """
-    contexts: dict[str, Tokens] = {}
 
     def examples() -> Examples:
         for q in questions:
-            if q.context not in contexts:
-                contexts.clear()  # questions of a context stand together
-                contexts[q.context] = tokenizer(q.context)
-            context = contexts[q.context]
+            context = tokenizer(q.context)
             asked = tokenizer(q.question.strip()).cut(qa.MAX_QUESTION_TOKENS)
             first = last = -1
             if q.answers:

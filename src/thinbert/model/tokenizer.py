@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from thinbert.errors import ModelError
 from thinbert.model.checkpoint import read_json
 from thinbert.model.weights import Ints
 
+# Texts whose tokens are remembered, up to so many characters each: a paragraph is asked more than one question.
+_REMEMBERED, _SHORT = 64, 1 << 15
 # Characters tokenised at a time. The library's own form of a text takes about 200 bytes a character.
 _PIECE = 1 << 16
 
@@ -29,6 +32,10 @@ class Tokens:
     starts: Ints  # [n] first character of each token in the text, counted in code points
     ends: Ints  # [n] character after its last
     words: Ints  # [n] number of the whitespace- or punctuation-delimited word each token belongs to
+
+    def __post_init__(self) -> None:
+        for column in (self.ids, self.starts, self.ends, self.words):
+            column.flags.writeable = False  # a tokenizer may give the same ones out again
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,6 +55,7 @@ class Tokenizer:
         self.cls = self._special("[CLS]", where)
         self.sep = self._special("[SEP]", where)
         self._where = where
+        self._short = lru_cache(_REMEMBERED)(self._tokenise)
         self._special(getattr(backend.model, "unk_token", None) or "[UNK]", where)
         largest = max(backend.get_vocab().values())
         if largest >= vocabulary:
@@ -58,6 +66,9 @@ class Tokenizer:
 
     def __call__(self, text: str) -> Tokens:
         """Tokens of a text of any length. Halves of broken surrogate pairs, which are not text, count as unknown."""
+        return self._short(text) if len(text) <= _SHORT else self._tokenise(text)
+
+    def _tokenise(self, text: str) -> Tokens:
         text = _SURROGATE.sub("\ufffd", text)
         pieces: list[Tokens] = []
         start = word = 0
