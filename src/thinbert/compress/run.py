@@ -270,7 +270,7 @@ def _finish(
         pack(read_checkpoint(written.folder), folder / "packed")
         folders.append(folder / "packed")
         found |= scores.of_folders(place, stage, written, folder / "packed")
-    origin = _origin(place, stage, seed, source, features) | {"scores": found}
+    origin = _provenance(place, stage, seed, source, features) | {"scores": found}
     for each in folders:  # how a model came about, and how good it is, travels with it
         write_atomic(each / "training.json", (json.dumps(origin, indent=1) + "\n").encode())
     write_atomic(folder / "scores.json", (json.dumps(found, indent=1) + "\n").encode())
@@ -321,7 +321,7 @@ def _class_names(task: str) -> dict[str, Any]:
     }
 
 
-def _origin(place: Place, stage: Stage, seed: int, source: Checkpoint, features: Features) -> dict[str, Any]:
+def _provenance(place: Place, stage: Stage, seed: int, source: Checkpoint, features: Features) -> dict[str, Any]:
     return {
         "recipe": place.recipe.model_dump(mode="json"),
         "scale": place.scale,
