@@ -71,8 +71,8 @@ def test_errors_stand_in_their_place(cli: Cli, tmp_path: Path) -> None:
     found = [json.loads(line) for line in r.out.splitlines()]
     assert [row.get("error") for row in found] == [
         None,
-        "context is missing",
-        "question is int, not text",
+        "context is missing; there is question",
+        "question is no text: 3",
         "question is empty",
         "line 5 is no JSON object",
         "has a field 'prediction' already, which is where answers go; rename it",

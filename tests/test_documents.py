@@ -96,14 +96,14 @@ def test_records() -> None:
     document = parse_document("d", "\n".join(lines).encode(), ".jsonl")
     assert [(p.number, p.label, p.text) for p in document.pages] == [
         (1, "7", "Built in 1802."),
-        (4, "B", "title: B\nwho: Anna"),
+        (4, "B", "title: B.\nwho: Anna.\nn: 3"),
         (5, "", "plain"),
     ]
     assert document.notes == ("not JSON: line 3",)
     rows = parse_document("d", b'name;year\n"The; mill";1802\nbridge;1925\n', ".csv")
     assert [(p.number, p.label, p.text) for p in rows.pages] == [
-        (2, "The; mill", "name: The; mill\nyear: 1802"),
-        (3, "bridge", "name: bridge\nyear: 1925"),
+        (2, "The; mill", "name: The; mill.\nyear: 1802"),
+        (3, "bridge", "name: bridge.\nyear: 1925"),
     ]
     tabs = parse_document("d", b"id\ttext\n1\tBuilt by hand.\n", ".tsv")
     assert tabs.pages[0].text == "Built by hand."
@@ -111,8 +111,13 @@ def test_records() -> None:
     found = parse_document("d", quoted.encode(), ".csv").pages
     assert [p.text for p in found[900:]] == ['He said "yes", and left, for good.', "x" * 150_000]
     wide = parse_document("d", b"a,b\n1,2,3\n", ".csv").pages[0]
-    assert wide.text == "a: 1\nb: 2\ncolumn 3: 3"
+    assert wide.text == "a: 1.\nb: 2.\ncolumn 3: 3"
     assert len(parse_document("d", '{"text": "one\u2028two"}\n{"text": "b"}'.encode(), ".jsonl").pages) == 2
+    staff = parse_document("d", b"title,text,price,tags\nchair,Made of oak,120 euros,\n", ".csv").pages[0]
+    assert staff.text == "Made of oak.\ntitle: chair.\nprice: 120 euros"
+    nested = b'{"employee": "Ada", "salary": 52000, "skills": ["C", "R"], "home": {"city": "Graz"}, "left": null}'
+    told = "employee: Ada.\nsalary: 52000.\nskills: C, R.\nhome: city Graz"
+    assert parse_document("d", nested, ".jsonl").pages[0].text == told
     squad = {"data": [{"title": "Mill", "paragraphs": [{"context": "One."}, {"context": "Two."}]}]}
     paragraphs = parse_document("d", json.dumps(squad).encode(), ".json")
     assert [(p.number, p.label, p.text) for p in paragraphs.pages] == [(1, "Mill", "One."), (2, "Mill", "Two.")]

@@ -253,7 +253,7 @@ def test_command_line(cli: Cli, docs: Path, tmp_path: Path) -> None:
     (docs / "bad.pdf").write_bytes(b"%PDF-1.4")
     r = cli("index", docs, "--index", index)
     assert r.code == 0, r.err
-    assert r.out.startswith("3 added; 0.0 MB, 4 pages in ")
+    assert r.out.startswith("3 added; 1.1 kB, 4 pages in ")
     assert "skipped: " in r.err
     assert "bad.pdf: is not a readable PDF" in r.err
     assert json.loads(cli("index", "--index", index, "--json").out)["unchanged"] == 3

@@ -15,6 +15,10 @@ __all__ = ["Answer", "Error", "InputError", "Model", "ModelError", "__version__"
 _LAZY = {"Answer": "thinbert.api", "Model": "thinbert.api", "load": "thinbert.api", "pipeline": "thinbert.pipelines"}
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # numpy and the tokenizer load with the first model, not with `import thinbert`
     if name in _LAZY:

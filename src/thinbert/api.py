@@ -107,6 +107,10 @@ class Model:
         self._checkpoint = checkpoint
         self._classify = checkpoint.classify()
 
+    def __repr__(self) -> str:
+        c = self.config
+        return f"<thinbert.Model {self.name}: {c.family}, {c.layers} layers of width {c.width}>"
+
     @property
     def sha256(self) -> str:
         """Identity of configuration, weights and tokenizer."""
@@ -201,6 +205,9 @@ class Model:
                 if isinstance(contexts, str):
                     raise InputError("contexts is one string; give a list of texts, or use Model.answer")
                 texts = list(contexts)
+                for name, value in (("question", question), *(("context", text) for text in texts)):
+                    if not isinstance(value, str):
+                        raise InputError(f"{name} is {type(value).__name__}; expected text")
                 waiting.append((Collector(n_best, max_answer_tokens, limit, self.config.no_answer_calibration), texts))
                 question_tokens = self.tokenizer(question).cut(qa.MAX_QUESTION_TOKENS)
                 yield Job(number, 0, question_tokens, None)

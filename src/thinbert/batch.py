@@ -22,6 +22,7 @@ from typing import IO, Any
 from thinbert.api import Model
 from thinbert.corpus.ask import Found
 from thinbert.corpus.pages import is_text
+from thinbert.corpus.readers import delimiter_of
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
 from thinbert.tasks import classify
@@ -69,6 +70,7 @@ def run(
     limit: int | None = None,
     stop_on_error: bool = False,
     progress: Progress = lambda done, of: None,
+    note: Callable[[str], None] = lambda error: None,
 ) -> dict[str, int]:
     """Answers every record of `source` into `out`; "-" is standard input or output, as JSON lines.
 
@@ -81,6 +83,7 @@ def run(
         identity: what else a resumed run must have in common with the one before.
         shard: (i, n): only every n-th record, from the i-th (from 1).
         stop_on_error: raise at the first record that cannot be computed; what is done is kept.
+        note: called with what is wrong with each record that cannot be computed.
     Returns:
         numbers of records `done` (in all), `now` (in this call) and `errors`.
     Raises:
@@ -94,7 +97,7 @@ def run(
     counts = {"done": 0, "now": 0, "errors": 0}
     total = _count(source, shard, limit)
     if target is None:
-        for line in _lines(records, model, ask, counts, stop_on_error):
+        for line in _lines(records, model, ask, counts, stop_on_error, note):
             sys.stdout.write(line)
             sys.stdout.flush()
             progress(counts["done"], total)
@@ -105,11 +108,10 @@ def run(
     try:
         with partial.open("ab") as file:
             _lock(file, partial)
-            done = _resume(partial, what, records)
-            counts["done"] = done
-            progress(done, total)
+            counts["done"], counts["errors"] = _resume(partial, what, records)
+            progress(counts["done"], total)
             try:
-                for line in _lines(records, model, ask, counts, stop_on_error):
+                for line in _lines(records, model, ask, counts, stop_on_error, note):
                     file.write(line.encode())
                     if counts["now"] % _FLUSH == 0:
                         _keep(file)
@@ -126,7 +128,12 @@ def run(
 
 
 def _lines(
-    records: Iterator[Record], model: Model, ask: Ask | None, counts: dict[str, int], stop_on_error: bool
+    records: Iterator[Record],
+    model: Model,
+    ask: Ask | None,
+    counts: dict[str, int],
+    stop_on_error: bool,
+    note: Callable[[str], None],
 ) -> Iterator[str]:
     """Lines of the output, in the order of the records; neighbours are computed together."""
     while chunk := list(itertools.islice(records, _CHUNK)):
@@ -137,7 +144,9 @@ def _lines(
             own = {"error": record.error} if record.error is not None else {"prediction": next(predictions)}
             counts["done"] += 1
             counts["now"] += 1
-            counts["errors"] += record.error is not None
+            if record.error is not None:
+                counts["errors"] += 1
+                note(f"record {counts['done']}: {record.error}")
             yield _line({**record.fields, **own})
         if faults:
             raise InputError(f"record {counts['done'] + 1}: {chunk[faults[0]].error}")
@@ -236,7 +245,10 @@ def _raw(source: str) -> Iterator[Mapping[str, Any] | str]:
         with _open(source) as file:
             if kind == ".csv":
                 csv.field_size_limit(1 << 30)
-                rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+                with _open(source) as beginning:
+                    header = beginning.readline(1 << 16).decode("utf-8-sig", "replace")
+                text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+                rows = csv.DictReader(text, strict=True, delimiter=delimiter_of(header))
                 for row in rows:
                     if row.pop(None, None) is not None:  # where what is over goes
                         yield f"line {rows.line_num} has more columns than the header"
@@ -295,7 +307,10 @@ def _asked(raw: Mapping[str, Any], fields: Fields, model: Model, over_index: boo
 def _text(raw: Mapping[str, Any], name: str) -> str:
     value = raw.get(name)
     if not isinstance(value, str):
-        raise InputError(f"{name} is missing" if value is None else f"{name} is {type(value).__name__}, not text")
+        there = ", ".join(map(str, raw)) or "nothing"
+        raise InputError(
+            f"{name} is missing; there is {there}" if value is None else f"{name} is no text: {value!r:.40}"
+        )
     if not value.strip():
         raise InputError(f"{name} is empty")
     return _utf8(value, name)
@@ -347,13 +362,14 @@ def _lock(file: IO[bytes], partial: Path) -> None:
         raise InputError(f"{partial}: another run is writing here; wait for it, or give another output") from None
 
 
-def _resume(partial: Path, what: dict[str, Any], records: Iterator[Record]) -> int:
-    """Takes up a run: cuts off a torn last line, checks that it is the same run, and passes over what is done."""
+def _resume(partial: Path, what: dict[str, Any], records: Iterator[Record]) -> tuple[int, int]:
+    """Takes up a run: cuts off a torn last line, checks that it is the same run, and passes over what is done. How many
+    records that are, and how many errors among them."""
     known = partial.with_name(partial.name + ".json")
     content_size = partial.stat().st_size
     if content_size == 0:
         write_atomic(known, (json.dumps(what, indent=1) + "\n").encode())
-        return 0
+        return 0, 0
     before = read_json_object(known) if known.exists() else {}
     changed = [name for name in what if before.get(name) != what[name]]
     if changed:
@@ -363,20 +379,21 @@ def _resume(partial: Path, what: dict[str, Any], records: Iterator[Record]) -> i
         )
     if what["source"]["name"] == STDIO:
         raise InputError(f"{partial}: standard input cannot be taken up again; delete it to start over")
-    done = whole = 0
+    done = whole = errors = 0
     last = b""
     with partial.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
             done, whole, last = done + 1, whole + len(line), line
+            errors += "error" in json.loads(line)
     if whole < content_size:
         os.truncate(partial, whole)
     passed = deque(itertools.islice(records, done), maxlen=1)
     kept = {k: v for k, v in json.loads(last).items() if k not in _OWN} if last else {}
     if done and (not passed or dict(passed[0].fields) != kept):
         raise InputError(f"{partial}: does not hold the first records of the input; delete it to start over")
-    return done
+    return done, errors
 
 
 def _finish(partial: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -33,7 +34,7 @@ app = typer.Typer(
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model folder, hub id, or `default`, the bundled one.")]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", help="Threads. [default: THINBERT_THREADS, or the cores this process may use]"),
+    typer.Option("--threads", help="Threads. (default: THINBERT_THREADS, or the cores this process may use)"),
 ]
 PrecisionOption = Annotated[
     str, typer.Option("--precision", help="int8, the engine, or float32, the NumPy reference: slow and exact.")
@@ -49,8 +50,12 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character still gets the rest
-    logging.basicConfig(format="thinbert: %(message)s", stream=sys.stderr)
-    logging.getLogger("thinbert").setLevel(logging.INFO)  # what takes long is said
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("thinbert: %(message)s"))
+    log = logging.getLogger("thinbert")  # not the root: what libraries have to say is for programmers
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)  # what takes long is said
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)  # what typer.Exit carried, if a command raised it
     except Error as e:
@@ -103,7 +108,7 @@ def _ask(
     threshold: Annotated[
         float | None,
         typer.Option(
-            min=0.0, max=1.0, help="Probability of no answer above which to say so. [default: the model's own]"
+            min=0.0, max=1.0, help="Probability of no answer above which to say so. (default: the model's own)"
         ),
     ] = None,
     max_mb: MaxMbOption = 100.0,
@@ -126,6 +131,8 @@ def _ask(
     report = Report()
     if index is not None:
         corpus = Corpus.open(index)
+        if not corpus.passages:
+            raise InputError(f"{index}: the index is empty; add documents with thinbert index FOLDER --index {index}")
     elif context is not None:
         corpus = Corpus.in_memory([text_document("context", context)])
     else:
@@ -162,6 +169,7 @@ def _index(
     from dataclasses import asdict
 
     from thinbert.corpus.index import Corpus
+    from thinbert.errors import InputError
 
     if listing:
         files = Corpus.open(index).files()
@@ -169,8 +177,9 @@ def _index(
             show.print_json([asdict(f) for f in files])
             return
         for f in files:
-            print(f"{show.shown(f.path)}  {f.pages} pages, {f.passages} passages, {f.size / 1e6:.1f} MB")
-        print(f"{len(files)} files in {index}")
+            counted = f"{show.count(f.pages, 'page')}, {show.count(f.passages, 'passage')}"
+            print(f"{show.shown(f.path)}  {counted}, {show.size(f.size)}")
+        print(f"{show.count(len(files), 'file')} in {index}")
         return
     corpus = Corpus.create(index) if paths else Corpus.open(index)
     started = time.perf_counter()
@@ -183,10 +192,14 @@ def _index(
         show.print_json({"index": str(index), **asdict(changes), "seconds": seconds})
         return
     show.print_skipped(changes.report)
-    counted = ((changes.added, "added"), (changes.updated, "updated"), (changes.removed, "removed"))
-    done = ", ".join(f"{n} {what}" for n, what in (*counted, (changes.unchanged, "unchanged")) if n) or "no files"
-    read = f"; {changes.bytes / 1e6:.1f} MB, {changes.pages} pages in {seconds:.1f} s" if changes.bytes else ""
-    print(f"{done}{read}; {corpus.passages} passages in {index}")
+    kinds = ((changes.added, "added"), (changes.updated, "updated"), (changes.removed, "removed"))
+    done = ", ".join(f"{n} {what}" for n, what in (*kinds, (changes.unchanged, "unchanged")) if n) or "no files"
+    read = ""
+    if changes.bytes:
+        read = f"; {show.size(changes.bytes)}, {show.count(changes.pages, 'page')} in {seconds:.1f} s"
+    print(f"{done}{read}; {show.count(corpus.passages, 'passage')} in {index}")
+    if not corpus.passages:
+        raise InputError(show.nothing_read(changes.report, paths or [str(index)]))
 
 
 @app.command("batch")
@@ -233,6 +246,12 @@ def _batch(
         ask = functools.partial(over, loaded, corpus=corpus)
         state = corpus.state()
     started = time.perf_counter()
+    first_error = ""
+
+    def note(error: str) -> None:
+        nonlocal first_error
+        first_error = first_error or error
+
     with progress.counting("records") as count:
         counts = batch.run(
             source,
@@ -245,6 +264,7 @@ def _batch(
             limit=limit,
             stop_on_error=on_error == "stop",
             progress=count,
+            note=note,
         )
     seconds = time.perf_counter() - started
     if as_json:
@@ -252,7 +272,11 @@ def _batch(
     else:
         errors = f", {counts['errors']} with errors" if counts["errors"] else ""
         rate = f"{counts['now']} in {seconds:.1f} s, {counts['now'] / max(seconds, 1e-9):.1f} a second"
-        print(f"{counts['done']} records{errors} ({rate}) in {out}", file=sys.stderr)
+        print(f"{show.count(counts['done'], 'record')}{errors} ({rate}) in {out}", file=sys.stderr)
+        if first_error:
+            print(f"the first: {show.one_line(first_error)}", file=sys.stderr)
+    if counts["done"] and counts["errors"] == counts["done"]:
+        raise typer.Exit(2)  # nothing could be computed: a field of another name, most likely
 
 
 @app.command("serve")
@@ -260,18 +284,18 @@ def _serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", help="NAME=MODEL or MODEL; may be repeated. [default: the bundled one, as `default`]"
+            "--model", "-m", help="NAME=MODEL or MODEL; may be repeated. (default: the bundled one, as `default`)"
         ),
     ] = None,
     index: Annotated[Path | None, typer.Option(help="Index to answer from; made if it is not there.")] = None,
     uploads: Annotated[
-        Path | None, typer.Option(help="Folder that keeps uploaded files. [default: INDEX-uploads]")
+        Path | None, typer.Option(help="Folder that keeps uploaded files. (default: INDEX-uploads)")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8800,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar="THINBERT_API_KEY", help="Key that requests must carry; may be repeated."),
+        typer.Option(help="Key that requests must carry; may be repeated. (default: THINBERT_API_KEY, one key)"),
     ] = None,
     origin: Annotated[
         list[str] | None, typer.Option(help="Origin of other pages whose scripts may ask (CORS); may be repeated.")
@@ -304,7 +328,7 @@ def _serve(
         max_upload_mb=max_upload_mb,
         max_waiting=max_waiting,
         timeout=timeout,
-        keys=tuple(api_key or ()),
+        keys=tuple(api_key or ([os.environ["THINBERT_API_KEY"]] if "THINBERT_API_KEY" in os.environ else ())),
         origins=tuple(origin or ()),
         log=not quiet,
         log_content=log_content,
@@ -321,10 +345,10 @@ def _evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions or texts.")] = None,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 30,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens of a window. [default: 384, or the model's limit]")
+        int | None, typer.Option(help="Tokens of a window. (default: 384, or the model's limit)")
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens neighbouring windows share. [default: 128, or half a window]")
+        int | None, typer.Option(help="Tokens neighbouring windows share. (default: 128, or half a window)")
     ] = None,
     threshold: Annotated[
         float | None,
@@ -332,7 +356,7 @@ def _evaluate(
             min=0.0,
             max=1.0,
             help="Probability of no answer above which the prediction is empty, for data with unanswerable questions. "
-            "[default: the model's own, or 0.5]",
+            "(default: the model's own, or 0.5)",
         ),
     ] = None,
     precision: PrecisionOption = "int8",
@@ -564,7 +588,7 @@ def _compress(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe (see `thinbert recipes`), or a YAML file.")],
     out: Annotated[Path, typer.Option(help="Folder for models, logs and scores; an interrupted run in it goes on.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder with the data sets. [default: THINBERT_DATA]", envvar="THINBERT_DATA")
+        Path | None, typer.Option(help="Folder with the data sets. (default: THINBERT_DATA)", envvar="THINBERT_DATA")
     ] = None,
     scale: Annotated[str, typer.Option(help="full (as published), small (hours on two cores) or smoke.")] = "full",
     changes: Annotated[

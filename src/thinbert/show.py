@@ -37,6 +37,15 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{max(1, minutes)} min"
 
 
+def count(number: int, thing: str) -> str:
+    """1 page, 2 pages."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def size(of: int) -> str:
+    return f"{of / 1e6:.1f} MB" if of >= 1e5 else f"{of / 1e3:.1f} kB"
+
+
 def print_found(found: "Found") -> None:
     from rich.text import Text
 
@@ -47,10 +56,11 @@ def print_found(found: "Found") -> None:
             out.print(Text("Best rejected candidate:", style="dim"))
             _print_citation(found.rejected)
         return
-    for number, citation in enumerate(found.citations):
-        if number:
+    _print_citation(found.citations[0])
+    for citation in found.citations[1:]:
+        if citation.score >= _LEAST:
             out.print()
-        _print_citation(citation)
+            _print_citation(citation)
 
 
 def _print_citation(c: "Citation") -> None:
@@ -58,7 +68,12 @@ def _print_citation(c: "Citation") -> None:
     from rich.text import Text
 
     out = console()
-    out.print(Text.assemble((one_line(c.text), "bold green"), (f"  score {c.score:.2f}", "dim")), soft_wrap=True)
+    out.print(
+        Text.assemble(
+            (one_line(c.text), "bold green"), (f"  score {c.score:.2f}" if c.score >= _LEAST else "  score <0.01", "dim")
+        ),
+        soft_wrap=True,
+    )
     under = f"  under “{one_line(c.heading)}”" if c.heading else ""
     place = f"  {_place(c.place, c.line)}, characters {c.place.start}–{c.place.end}"
     out.print(Text.assemble((place, "cyan"), (under, "dim")), soft_wrap=True)
@@ -74,14 +89,20 @@ def _print_citation(c: "Citation") -> None:
         out.print(Text(f"  also in {others}", style="dim"), soft_wrap=True)
 
 
+_LEAST = 0.005  # what scores less would be shown as 0.00: more answers are not worth a reader's time then
+# How places are called in files that are no plain text, by suffix: the lines of their text are not lines of the file.
+_PAGES = {".pdf": "page", ".json": "paragraph"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson"), "line")
+_FLOWING = (".html", ".htm", ".xhtml", ".docx")
+
+
 def _place(place: "Place", line: int | None = None) -> str:
-    """file:line, or file, page n (the label printed on it)."""
+    """file:line; file, page n (the label printed on it); or the file alone, where it has neither."""
     file = one_line(shown(place.file))
-    if place.page == 1 and not place.label:
-        return f"{file}:{line}" if line is not None else file
-    label = f" ({one_line(place.label)})" if place.label and place.label != str(place.page) else ""
-    kind = "page" if place.file.lower().endswith(".pdf") else "record"
-    return f"{file}, {kind} {place.page}{label}"
+    suffix = os.path.splitext(place.file)[1].lower()  # noqa: PTH122
+    if suffix in _PAGES:
+        label = f" ({one_line(place.label)})" if place.label and place.label != str(place.page) else ""
+        return f"{file}, {_PAGES[suffix]} {place.page}{label}"
+    return file if line is None or suffix in _FLOWING else f"{file}:{line}"
 
 
 def ask_json(question: str, found: "Found", report: "Report", model: str, seconds: float) -> dict[str, Any]:
@@ -89,9 +110,9 @@ def ask_json(question: str, found: "Found", report: "Report", model: str, second
     return {
         "question": question,
         **best,
-        "no_answer_probability": found.no_answer,
+        "no_answer": found.no_answer,
         "threshold": found.threshold,
-        "answers": [c.fields() for c in found.citations],
+        "citations": [c.fields() for c in found.citations],
         "rejected": found.rejected.fields() if found.rejected else None,
         "passages_read": found.read,
         "skipped": [{"file": name, "reason": reason} for name, reason in report.skipped],

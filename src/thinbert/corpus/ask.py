@@ -17,8 +17,8 @@ READ = 20  # passages that are read for a question
 # Most good spans overlap a better one and are dropped: ten neighbouring tokens alone hold 55 spans.
 _CANDIDATES_PER_ANSWER = 60
 # What a passage's place in the search says, in log odds: this much less for one that shares nothing with the question
-# than for the best. A guess that serves; tools/fit_ranking.py fits it to a model.
-RETRIEVAL = 3.0
+# than for the best. The best of what was tried with the bundled model (docs/log.md); tools/fit_ranking.py fits it.
+RETRIEVAL = 15.0
 _FARTHEST = 700.0  # log odds past which exp has no float64
 
 
@@ -163,7 +163,9 @@ def _distinct(candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, float,
     taken: dict[tuple[str, int], list[tuple[Place, str]]] = {}  # page -> places on it, and their words
     for candidate in candidates:
         place = candidate.place
-        words = normalize(candidate.answer.text) or f"{place}"
+        words = normalize(candidate.answer.text)
+        if not words:
+            continue  # punctuation, or an article alone
         on_page = taken.setdefault((place.file, place.page), [])
         over = [known for other, known in on_page if place.start < other.end and other.start < place.end]
         if over and words not in over:

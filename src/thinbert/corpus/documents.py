@@ -63,6 +63,8 @@ def find_files(names: Iterable[str], report: Report) -> Iterator[str]:
     seen: set[str] = set()
     for name in names:
         if name == STDIN or not _is_pattern(name):
+            if name != STDIN and not os.path.lexists(name):
+                raise InputError(f"{name}: no such file or folder")
             found: Iterable[str] = _under(name, report) if name != STDIN and Path(name).is_dir() else [name]
         else:
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (absolute patterns too)

@@ -38,6 +38,19 @@ class Read:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
+# What files begin with that are not text, whatever they are called.
+_BINARY = {
+    b"\xd0\xcf\x11\xe0": "an old Office file (save it as .docx)",
+    b"PK\x03\x04": "a zip archive, or an Office file under another name",
+    b"%PDF-": "a PDF under another name",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+    b"\x1f\x8b": "packed with gzip",
+    b"\xfd7zXZ": "packed with xz",
+}
+
+
 def decode(content: bytes) -> str:
     """UTF-8, or UTF-16 and -32 with a byte-order mark. Line ends are kept."""
     for mark, encoding in (
@@ -51,8 +64,9 @@ def decode(content: bytes) -> str:
                 return content.decode(encoding)
             except UnicodeDecodeError as e:
                 raise InputError(f"begins as {encoding.upper()} and is not ({e.reason})") from None
-    if b"\0" in content:
-        raise InputError("is a binary file; expected text")
+    kind = next((kind for mark, kind in _BINARY.items() if content.startswith(mark)), None)
+    if kind or b"\0" in content:
+        raise InputError(f"is {kind or 'a binary file'}; expected text, or {' '.join(sorted(READERS))}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -382,11 +396,12 @@ class _Body:
 
 # The field of a record that holds its text, and the one that names it: the first that is there.
 _TEXT_FIELDS = ("text", "content", "body", "context", "passage", "document")
+_NUMBERS = ("id", "_id")  # told only where there is no text
 _NAME_FIELDS = ("id", "_id", "title", "name", "url", "file")
 
 
 def read_jsonl(content: bytes) -> Read:
-    """A page for each line's object: its text field, or all of its strings; numbered as the lines are."""
+    """A page for each line's object, as `_record` tells it; numbered as the lines are."""
     pages, bad = [], []
     for number, line in enumerate(decode(content).split("\n"), 1):  # other line ends may stand inside a string
         if not line.strip():
@@ -397,23 +412,16 @@ def read_jsonl(content: bytes) -> Read:
             bad.append(number)
             continue
         fields: Mapping[str, Any] = record if isinstance(record, dict) else {"text": record}
-        text = next((fields[f] for f in _TEXT_FIELDS if isinstance(fields.get(f), str)), None)
-        if text is None:
-            text = "\n".join(f"{k}: {v}" for k, v in fields.items() if isinstance(v, str))
         name = next((str(fields[f]) for f in _NAME_FIELDS if isinstance(fields.get(f), str | int)), "")
-        pages.append(Page(_whole(text), number=number, label=_whole(name)))
+        pages.append(Page(_whole(_record(fields)), number=number, label=_whole(name)))
     return _records(pages, bad, "JSON")
 
 
 def read_csv(content: bytes) -> Read:
-    """A page for each row under the header: its text column, or `column: value` lines; numbered as the lines are."""
+    """A page for each row under the header, as `_record` tells it; numbered as the lines are."""
     text = decode(content)
-    try:
-        delimiter = csv.Sniffer().sniff(text[:4096], delimiters=",;\t|").delimiter
-    except csv.Error:
-        delimiter = ","
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text[:4096]))
     pages: list[Page] = []
     bad: list[int] = []
     header: list[str] = []
@@ -431,11 +439,8 @@ def read_csv(content: bytes) -> Read:
         names = header + [""] * (len(row) - len(header))
         fields = {name or f"column {n}": value for n, (name, value) in enumerate(zip(names, row, strict=False), 1)}
         lower = {name.lower(): value for name, value in fields.items()}
-        found = next((lower[f] for f in _TEXT_FIELDS if lower.get(f)), None)
-        if found is None:
-            found = "\n".join(f"{name}: {value}" for name, value in fields.items() if value)
         label = next((lower[f] for f in _NAME_FIELDS if lower.get(f)), "")
-        pages.append(Page(found, number=rows.line_num, label=label))
+        pages.append(Page(_record(fields), number=rows.line_num, label=label))
     return _records(pages, bad, "CSV")
 
 
@@ -454,6 +459,35 @@ def read_json(content: bytes) -> Read:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError("is not SQuAD JSON (data, paragraphs, context); of JSON, that and .jsonl are read") from None
     return Read(tuple(pages))
+
+
+def delimiter_of(beginning: str) -> str:
+    """What stands between the columns of a CSV file."""
+    try:
+        return csv.Sniffer().sniff(beginning, delimiters=",;\t|").delimiter
+    except csv.Error:
+        return ","
+
+
+def _record(fields: Mapping[str, Any]) -> str:
+    """A record as text: its text field, then its other fields as `name: value`. Each line that another follows ends as a
+    sentence does: a model that reads words does not see where a line ends."""
+    found = {name: _value(value) for name, value in fields.items()}
+    text = next((name for f in _TEXT_FIELDS for name in found if name.lower() == f and found[name]), None)
+    lines = [] if text is None else [found[text].strip()]
+    for name, value in found.items():
+        if value and name != text and (text is None or name.lower() not in _NUMBERS):
+            lines.append(f"{name}: {value}".strip())
+    return "\n".join([*(line if line[-1] in ".!?…" else f"{line}." for line in lines[:-1]), *lines[-1:]])
+
+
+def _value(value: Any) -> str:
+    """What a field holds, on one line; of lists and objects all that is in them."""
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_value, value)))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {inside}" for name, v in value.items() if (inside := _value(v)))
+    return "" if value is None else str(value)
 
 
 def _records(pages: list[Page], bad: list[int], kind: str) -> Read:

@@ -44,10 +44,14 @@ def pack(checkpoint: Checkpoint, out: Path) -> None:
     row, sparse ones as lists of their 1x4 blocks.
 
     Raises:
-        ModelError: `out` is the model's own folder.
+        ModelError: `out` is the model's own folder, or holds what is no packed model.
     """
     if out.exists() and out.samefile(checkpoint.folder):
         raise ModelError(f"{out}: is the model's own folder; give another to pack into")
+    if out.is_dir() and any(out.iterdir()):
+        config_file = out / "config.json"
+        if not (config_file.is_file() and is_packed(read_json(config_file))):
+            raise ModelError(f"{out}: is not empty and no packed model; give another folder")
     family, config = FAMILIES[checkpoint.config.family], checkpoint.config
     compacted = compact(config, checkpoint.weights().layers)
     tensors: Tensors = {}

@@ -95,7 +95,7 @@ function answers(found, context, milliseconds) {
   const timing = make("p", {
     class: "dim",
     text: `${found.passages_read} ${found.passages_read === 1 ? "passage" : "passages"} read in ` +
-      `${Math.round(found.milliseconds)} ms (${Math.round(milliseconds)} ms with the way here)`,
+      `${Math.round(1000 * found.seconds)} ms (${Math.round(milliseconds)} ms with the way here)`,
   });
   if (found.answer === null) {
     const none = make("div", { class: "card none" },
