@@ -161,6 +161,37 @@ def test_an_interrupted_run_goes_on(cli: Cli, tmp_path: Path) -> None:
         assert not known.exists()
 
 
+def test_errors_are_counted_over_interruptions(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"question": "Who built it?"} | ({} if n % 2 else {"context": TEXTS[0]}) for n in range(8)]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    assert cli("batch", source, "-o", out).code == 0
+    whole = out.read_bytes()
+    out.unlink()
+    process = start(source, out)
+    wait_for(tmp_path / "out.jsonl.partial.json")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (tmp_path / "out.jsonl.partial").write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
+    found = json.loads(cli("batch", source, "-o", out, "--json").out)
+    assert (found["done"], found["now"], found["errors"]) == (8, 3, 4)
+
+
+def test_a_run_of_nothing_but_errors_fails(cli: Cli, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", records(3))
+    r = cli("batch", source, "-o", tmp_path / "out.jsonl", "--question-field", "frage")
+    assert r.code == 2
+    assert "3 records, 3 with errors" in r.err
+    assert "the first: record 1: frage is missing; there is " in r.err
+
+
+def test_columns_may_stand_apart_by_semicolons(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text('question;context\n"Who built it?";"Anna, of Graz, built it; in 1802."\n')
+    r = cli("batch", source, "-o", "-")
+    assert r.code == 0, r.err
+    assert json.loads(r.out)["context"] == "Anna, of Graz, built it; in 1802."
+
+
 def test_another_run_is_refused(cli: Cli, tmp_path: Path, tiny_folder: Path) -> None:
     source, out = write(tmp_path / "in.jsonl", [*records(3), {"question": "x"}, *records(3)]), tmp_path / "out.jsonl"
     assert cli("batch", source, "-o", out, "--on-error", "stop").code == 2

@@ -65,6 +65,22 @@ def test_every_command_has_help(cli: Cli) -> None:
         assert "--help" in r.out
 
 
+def test_help_says_every_default(cli: Cli) -> None:
+    """Also those that depend on the machine or the model, which are written by hand."""
+    for command, said in (
+        ("ask", ("(default: THINBERT_THREADS, or the cores this process may use)", "(default: the model's own)")),
+        ("evaluate", ("(default: 384, or the model's limit)", "(default: 128, or half a window)")),
+        (
+            "serve",
+            ("(default: INDEX-uploads)", "(default: the bundled one, as `default`)", "(default: THINBERT_API_KEY"),
+        ),
+        ("compress", ("(default: THINBERT_DATA)",)),
+    ):
+        text = " ".join(cli(command, "--help").out.replace("│", " ").split())
+        for default in said:
+            assert default in text
+
+
 def test_inspect(cli: Cli, tmp_path: Path) -> None:
     config = tiny.bert_config()
     tensors = tiny.bert_tensors(config)
@@ -156,6 +172,11 @@ def test_pack(cli: Cli, tmp_path: Path) -> None:
     assert cli("pack", folder, tmp_path / "packed").out.startswith(f"{tmp_path / 'packed'}: weights ")
     assert json.loads(cli("inspect", tmp_path / "packed", "--json").out)["pattern"] == "1x4"
     assert "is the model's own folder" in cli("pack", folder, folder).err
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "letter.txt").write_text("Dear")
+    r = cli("pack", folder, tmp_path / "documents")
+    assert (r.code, [f.name for f in (tmp_path / "documents").iterdir()]) == (2, ["letter.txt"])
+    assert "is not empty and no packed model; give another folder" in r.err
     (tmp_path / "file").write_text("")
     r = cli("pack", folder, tmp_path / "file" / "x")
     assert (r.code, r.err.count("\n")) == (2, 1)

@@ -136,6 +136,8 @@ WIDE = files.docx("", parts={"word/document.xml": '<!DOCTYPE a [<!ENTITY b "c">]
     ("content", "suffix", "reason"),
     [
         (b"", ".txt", "is empty; there is no text to look for an answer in"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", ".doc", "is an old Office file (save it as .docx); expected text, or .csv"),
+        (b"\x89PNG\r\n\x1a\n", ".png", "is a picture; expected text"),
         (b" \n\t\n", ".md", "is empty"),
         ("café".encode("latin-1"), ".txt", "not UTF-8 (byte 3 is 0xe9); convert it first, for example with iconv"),
         (b"\x7fELF\0\0", ".txt", "is a binary file; expected text"),

@@ -256,6 +256,10 @@ def test_command_line(cli: Cli, docs: Path, tmp_path: Path) -> None:
     assert r.out.startswith("3 added; 1.1 kB, 4 pages in ")
     assert "skipped: " in r.err
     assert "bad.pdf: is not a readable PDF" in r.err
+    assert "nowhere: no such file or folder" in cli("index", tmp_path / "nowhere", "--index", index).err
+    (tmp_path / "nothing").mkdir()
+    assert "no documents; found none" in cli("index", tmp_path / "nothing", "--index", tmp_path / "empty").err
+    assert "the index is empty" in cli("ask", "Who?", "--index", tmp_path / "empty").err
     assert json.loads(cli("index", "--index", index, "--json").out)["unchanged"] == 3
     listed = cli("index", "--index", index, "--list").out
     assert "3 files in" in listed
@@ -263,6 +267,8 @@ def test_command_line(cli: Cli, docs: Path, tmp_path: Path) -> None:
     answer = json.loads(cli("ask", "Who built the mill?", "--index", index, "--json").out)
     assert (answer["answer"], answer["file"]) == ("Anna Voss", str(docs / "mill.txt"))
     (docs / "mill.txt").unlink()
+    r = cli("ask", "Who built the mill?", "--index", index)
+    assert "mill.txt has changed or gone since it was indexed; run thinbert index --index" in r.err
     assert "1 removed, 2 unchanged" in cli("index", "--index", index).out
     assert cli("ask", "Who built the mill?", "--index", tmp_path).code == 2
     assert "no index here" in cli("index", "--index", tmp_path / "none").err

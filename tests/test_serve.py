@@ -122,6 +122,13 @@ def test_classification(classifier: Path, tmp_path: Path) -> None:
         ("/models/other", {"inputs": {"question": "q", "context": "c"}}, 404, "no model 'other'; there are default"),
         ("/predict", {"question": "", "context": "c"}, 422, "question: String should have at least 1 character"),
         ("/predict", [], 422, "should have at least 1 item"),
+        ("/predict", {"question": 5, "context": "c"}, 422, "question: Input should be a valid string; found '5'"),
+        (
+            "/predict",
+            {"question": "q", "context": "c", "topk": 2},
+            422,
+            "topk: Extra inputs are not permitted; fou",
+        ),
         ("/v1/ask", {"question": "q", "context": " "}, 422, "context: is empty"),
         ("/v1/ask", {"question": " "}, 422, "the question is empty"),
         ("/v1/ask", {"question": "q", "threshold": 2}, 422, "threshold: Input should be less than or equal to 1"),
@@ -148,6 +155,8 @@ def test_not_json(client: TestClient) -> None:
         r = client.post(path, content=b"{not json", headers={"Content-Type": "application/json"})
         assert r.status_code == 422
         assert "JSON" in r.json()["error"]
+    r = client.post("/predict", content=b'{"question": "q", "context": "c"}')
+    assert (r.status_code, r.json()["error"]) == (422, "Content-Type is missing; expected application/json")
 
 
 # --- documents --------------------------------------------------------------------------------------------------------
@@ -276,7 +285,10 @@ def test_sizes(tmp_path: Path) -> None:
     with client_of(tmp_path, max_body_mb=0.01, max_upload_mb=0.05) as client:
         big = {"question": "q", "context": "x" * 30_000}
         r = client.post("/predict", json=big)
-        assert (r.status_code, r.json()["error"]) == (413, "the request is larger than 0.014096 MB")
+        assert (r.status_code, r.json()["error"]) == (
+            413,
+            "the request is larger than 0.0141 MB, the most this server takes",
+        )
         # without a length, it is cut off where it is too large
         r = client.post("/predict", content=iter([json.dumps(big).encode()[:20_000]] * 3))
         assert r.status_code == 413
@@ -681,6 +693,16 @@ def test_killed_while_uploading(tmp_path: Path) -> None:
         found = post(f"{again.url}/v1/ask", {"question": f"What is document number{n}?", "threshold": 1})
         assert found["citations"][0]["file"] == name
     assert again.stop() == 0
+
+
+def test_a_key_may_have_spaces(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One key, and not one for each of its words."""
+    seen: list[Any] = []
+    monkeypatch.setattr("thinbert.serve.run.serve", lambda *args, **options: seen.append(args[5]))
+    monkeypatch.setenv("THINBERT_API_KEY", "my secret key")
+    assert cli("serve").code == 0
+    assert cli("serve", "--api-key", "a b", "--api-key", "c").code == 0
+    assert [settings.keys for settings in seen] == [("my secret key",), ("a b", "c")]
 
 
 def test_starting_says_what_is_wrong(cli: Any, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def main() -> NoReturn:
     except Error as e:
         _fail(str(e))
     except (KeyboardInterrupt, typer.Abort):
+        print("thinbert: interrupted", file=sys.stderr)
         sys.exit(130)
     except (OSError, MemoryError) as e:
         _fail(f"{type(e).__name__}: {e}")
@@ -148,6 +149,9 @@ def _ask(
     else:
         show.print_skipped(report)
         show.print_found(found)
+        for file in corpus.stale({c.place.file for c in found.citations}) if index is not None else ():
+            again = f"run thinbert index --index {index}"
+            print(f"note: {show.shown(file)} has changed or gone since it was indexed; {again}", file=sys.stderr)
     raise typer.Exit(0 if found.citations else 1)
 
 

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from thinbert.model.sparsity import Sparsity
 
 
+_LEAST = 0.005  # what scores less would be shown as 0.00: more answers are not worth a reader's time then
+
+
 def print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
@@ -68,12 +71,8 @@ def _print_citation(c: "Citation") -> None:
     from rich.text import Text
 
     out = console()
-    out.print(
-        Text.assemble(
-            (one_line(c.text), "bold green"), (f"  score {c.score:.2f}" if c.score >= _LEAST else "  score <0.01", "dim")
-        ),
-        soft_wrap=True,
-    )
+    score = f"{c.score:.2f}" if c.score >= _LEAST else "<0.01"
+    out.print(Text.assemble((one_line(c.text), "bold green"), (f"  score {score}", "dim")), soft_wrap=True)
     under = f"  under “{one_line(c.heading)}”" if c.heading else ""
     place = f"  {_place(c.place, c.line)}, characters {c.place.start}–{c.place.end}"
     out.print(Text.assemble((place, "cyan"), (under, "dim")), soft_wrap=True)
@@ -89,7 +88,6 @@ def _print_citation(c: "Citation") -> None:
         out.print(Text(f"  also in {others}", style="dim"), soft_wrap=True)
 
 
-_LEAST = 0.005  # what scores less would be shown as 0.00: more answers are not worth a reader's time then
 # How places are called in files that are no plain text, by suffix: the lines of their text are not lines of the file.
 _PAGES = {".pdf": "page", ".json": "paragraph"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson"), "line")
 _FLOWING = (".html", ".htm", ".xhtml", ".docx")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -302,6 +302,18 @@ class Corpus:
             raw: dict[str, Any] = json.loads(bytes(searcher.doc(address)["about"][0]))
             found.append(File(**{**raw, "notes": tuple(raw["notes"])}))
         return sorted(found, key=lambda f: f.path)
+
+    def stale(self, paths: Collection[str]) -> list[str]:
+        """Those of some indexed files that are not on the disk as they were read."""
+
+        def same(file: File) -> bool:
+            try:
+                at = Path(file.path).stat()
+            except OSError:
+                return False
+            return (file.size, file.mtime_ns) == (at.st_size, at.st_mtime_ns)
+
+        return [f.path for f in self.files() if f.path in paths and not same(f)]
 
     def state(self) -> str:
         """A hash of what is indexed: files and their content."""

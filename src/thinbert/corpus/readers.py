@@ -470,8 +470,8 @@ def delimiter_of(beginning: str) -> str:
 
 
 def _record(fields: Mapping[str, Any]) -> str:
-    """A record as text: its text field, then its other fields as `name: value`. Each line that another follows ends as a
-    sentence does: a model that reads words does not see where a line ends."""
+    """A record as text: its text field, then its other fields as `name: value`. A line that another follows ends as a
+    sentence does: a model that reads words does not see where lines end."""
     found = {name: _value(value) for name, value in fields.items()}
     text = next((name for f in _TEXT_FIELDS for name in found if name.lower() == f and found[name]), None)
     lines = [] if text is None else [found[text].strip()]

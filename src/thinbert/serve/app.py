@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -71,7 +72,10 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, e: RequestValidationError) -> JSONResponse:
-        found = [{"field": ".".join(map(str, d["loc"][1:])), "message": d["msg"]} for d in e.errors()[:_MOST_FAULTS]]
+        kind = request.headers.get("content-type", "")
+        if e.body is not None and isinstance(e.body, bytes) and "json" not in kind:
+            return JSONResponse({"error": f"Content-Type is {kind[:80] or 'missing'}; expected application/json"}, 422)
+        found = list({(f["field"], f["message"]): f for f in map(_fault, e.errors())}.values())[:_MOST_FAULTS]
         shown = "; ".join(f"{d['field'] or 'body'}: {d['message']}" for d in found[:5])
         return JSONResponse({"error": shown, "fields": found}, 422)
 
@@ -95,6 +99,17 @@ def create_app(
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
         )
     return app
+
+
+def _fault(error: Mapping[str, Any]) -> dict[str, str]:
+    """One of pydantic's complaints: the field as the request has it, what is wrong, and what was found."""
+    if error["type"] == "json_invalid":
+        return {"field": "", "message": f"not valid JSON: {error['ctx']['error']}, character {error['loc'][-1]}"}
+    # of a union, pydantic's place names the type that did not fit; fields are numbers and names in small letters
+    place = [str(p) for p in error["loc"][1:] if isinstance(p, int) or (p.isidentifier() and p.islower())]
+    value = error.get("input")
+    shown = "" if isinstance(value, Mapping | list) or error["type"] == "missing" else f"; found {str(value)[:40]!r}"
+    return {"field": ".".join(place), "message": f"{error['msg']}{shown}"}
 
 
 def _health(server: Server) -> APIRouter:

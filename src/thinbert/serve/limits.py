@@ -175,7 +175,7 @@ class _TooLargeError(Exception):
 
 
 def _too_large(limit: int) -> str:
-    return f"the request is larger than {limit / 1e6:g} MB"
+    return f"the request is larger than {limit / 1e6:.3g} MB, the most this server takes"
 
 
 async def _answer(send: Send, status: int, error: str, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
