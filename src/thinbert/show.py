@@ -21,7 +21,9 @@ def print_json(value: object) -> None:
 def console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False)  # what is printed comes from files
+    # what is printed comes from files; programs that read it want a row to be a line
+    width = None if sys.stdout.isatty() else 160
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def one_line(text: str) -> str:
@@ -193,7 +195,10 @@ def print_sparsity(s: "Sparsity") -> None:
     out.print()
     table = Table("layer", "heads", "neurons", "query", "key", "value", "output", "FFN in", "FFN out", box=None)
     for layer in range(s.layers):
-        cells = [_cell(t.density, t.pattern) for t in s.tensors if t.layer == layer]
+        # the pattern of all is said above
+        cells = [
+            _cell(t.density, "dense" if t.pattern == s.pattern else t.pattern) for t in s.tensors if t.layer == layer
+        ]
         table.add_row(str(layer), str(s.heads_alive[layer]), str(s.neurons_alive[layer]), *cells)
     out.print(table)
 

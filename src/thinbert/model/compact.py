@@ -59,16 +59,18 @@ def _cut_heads(layer: Layer, d: int) -> tuple[Layer, Kept]:
 
 
 def _cut_neurons(layer: Layer, activation: str) -> tuple[Layer, Kept]:
-    """Of neurons that are zero all go, or only whole groups of the four that share blocks of the second matrix: where
-    its zeros are in blocks, a single neuron that goes would move all behind it across their edges."""
+    """Of neurons that cannot matter all go, or only whole groups of the four that share blocks of the second matrix:
+    where its zeros are in blocks, a single one that goes would move all behind it across their edges. Those that stay
+    lose what weights they have left."""
     alive = np.asarray(layer.ffn_in.weight.any(axis=1) & layer.ffn_out.weight.any(axis=0))
-    groups = np.logical_or.reduceat(alive, np.arange(0, len(alive), BLOCK)) if len(alive) else alive
-    whole = groups.repeat(BLOCK)[: len(alive)]
-    kept = min(alive, whole, key=lambda keep: _blocks(layer.ffn_out.weight[:, keep]))
-    value = layer.ffn_in.bias[~kept].copy()
+    value = layer.ffn_in.bias[~alive].copy()
     reference.ACTIVATIONS[activation](value)
-    constant = layer.ffn_out.weight[:, ~kept].astype(np.float64) @ value
-    return replace(layer, ffn_in=_rows(layer.ffn_in, kept), ffn_out=_columns(layer.ffn_out, kept, constant)), kept
+    constant = layer.ffn_out.weight[:, ~alive].astype(np.float64) @ value
+    ffn_in = Linear(layer.ffn_in.weight * alive[:, None], layer.ffn_in.bias)
+    ffn_out = Linear(layer.ffn_out.weight * alive, layer.ffn_out.bias)
+    groups = np.logical_or.reduceat(alive, np.arange(0, len(alive), BLOCK)) if len(alive) else alive
+    kept = min(alive, groups.repeat(BLOCK)[: len(alive)], key=lambda keep: _blocks(ffn_out.weight[:, keep]))
+    return replace(layer, ffn_in=_rows(ffn_in, kept), ffn_out=_columns(ffn_out, kept, constant)), kept
 
 
 def _blocks(weight: NDArray[np.float32]) -> int:

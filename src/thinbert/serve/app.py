@@ -5,11 +5,13 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from thinbert import __version__
@@ -26,6 +28,25 @@ _MOST_FAULTS = 20  # of a request that are named
 _WEB = files("thinbert.serve") / "web"
 _PAGES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "docs.html": "text/html"}
 _PAGES |= {"docs.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+
+class Refusal(BaseModel):
+    """What every answer says that is no result."""
+
+    error: str
+    fields: list[dict[str, str]] = []  # of a request that cannot be read: `field` and `message` of each fault
+
+
+_REFUSALS = {
+    401: "A key is needed",
+    403: "Asked by a page of another origin, or under a name the server does not go by",
+    404: "No such model, document or page",
+    413: "Larger than this server takes",
+    422: "Cannot be read, or not by this model",
+    429: "Too many requests wait; try again",
+    503: "The server is closing, or another process writes to the index; try again",
+    504: "Not done in time",
+}
 
 
 def create_app(
@@ -55,16 +76,17 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from elsewhere; ours does not
         redoc_url=None,
+        # the guard checks keys; this says so to those who read the description
+        dependencies=[Security(HTTPBearer(auto_error=False))] if settings.keys else [],
     )
     app.state.server = server
-    for routes in (
-        _health(server),
-        _web(),
-        inference.routes(server),
-        documents.routes(server),
-        inference.open_inference(server),
-    ):
+    for routes in (_health(server), _web()):
         app.include_router(routes)
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": Refusal, "description": why} for status, why in _REFUSALS.items()
+    }
+    for routes in (inference.routes(server), documents.routes(server), inference.open_inference(server)):
+        app.include_router(routes, responses=refusals)
 
     @app.exception_handler(StarletteHTTPException)
     async def failed(request: Request, e: StarletteHTTPException) -> JSONResponse:
