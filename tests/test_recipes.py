@@ -213,7 +213,8 @@ def test_what_is_missing_is_said_before_hours_are_spent(data: Path, base: Path, 
     some.mkdir()
     for name in ("squad-train-v1.1.json", "squad-dev-v1.1.json"):
         (some / name).write_text((data / name).read_text())
-    refused(("teacher", "sst2-dense"), "no sst2-train.tsv", some)
+    both_files = r"some: no text.txt .*; no sst2-train.tsv .*; docs/recipes.md says where"
+    refused(("teacher", "sst2-dense", "language"), both_files, some)
     refused(
         ("teacher",),
         r"no question without an answer is made from squad-train-v1\.1\.json",

@@ -623,6 +623,8 @@ def _compress(
     if as_json:
         show.print_json(result)
     elif dry_run:
+        seeds = ", ".join(map(str, read.seeds))
+        print(f"{read.name}, {scale} scale: from {read.base}, {show.count(len(read.stages), 'stage')}, seeds {seeds}")
         for row in result:
             print(
                 f"{row['stage']:16s} {row['task']:7s} {row['examples']:8d} examples  {row['steps']:7d} steps  "

@@ -69,11 +69,15 @@ def run(place: Place) -> dict[str, Any]:
 
 
 def check(place: Place) -> None:
-    """Raises InputError where a stage's data is missing, or a teacher is neither a stage before it nor a folder nor a
-    hub id: now, and not after the hours of the stages before."""
+    """Raises InputError where stages lack data, naming all of it, or a teacher is neither a stage before it nor a folder
+    nor a hub id: now, and not after the hours of the stages before."""
     before = ["base"]
+    missing: dict[str, None] = {}
     for stage in place.recipe.stages:
-        sources.files(place, stage)
+        try:
+            sources.files(place, stage)
+        except InputError as e:
+            missing[str(e)] = None
         for name in (stage.distil.teacher, stage.distil.states) if stage.distil else ():
             if name is None or name in before or "/" in name or Path(name).is_dir():
                 continue
@@ -83,6 +87,8 @@ def check(place: Place) -> None:
                 f"{f'; did you mean {near[0]}?' if near else ''}"
             )
         before.append(stage.name)
+    if missing:
+        raise InputError(f"{place.data}: {'; '.join(missing)}; docs/recipes.md says where they come from")
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def find(folder: Path, names: tuple[str, ...]) -> Path:
         for ending in _PACKED:
             if (folder / (name + ending)).is_file():
                 return folder / (name + ending)
-    raise InputError(f"{folder}: no {' or '.join(names)} (plain, .xz or .gz); give the folder with --data")
+    raise InputError(f"no {' or '.join(names)} (plain, .xz or .gz)")
 
 
 def files(place: Place, stage: Stage) -> list[Path]:
@@ -56,7 +56,7 @@ def files(place: Place, stage: Stage) -> list[Path]:
     measured(place, stage)
     if stage.task == "squad2" and "2.0" not in found.name and not stage.unanswerable:
         raise InputError(
-            f"stage {stage.name}: {place.data} has no {TRAINING['squad2'][0]}, and with unanswerable 0 no question "
+            f"stage {stage.name}: no {TRAINING['squad2'][0]}, and with unanswerable 0 no question "
             f"without an answer is made from {found.name}; give one of them"
         )
     return [found]
