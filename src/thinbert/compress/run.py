@@ -69,8 +69,8 @@ def run(place: Place) -> dict[str, Any]:
 
 
 def check(place: Place) -> None:
-    """Raises InputError where stages lack data, naming all of it, or a teacher is neither a stage before it nor a folder
-    nor a hub id: now, and not after the hours of the stages before."""
+    """Raises InputError where stages lack data, naming all of it, or a teacher is no stage before it, no folder and no
+    hub id: now, and not after the hours of the stages before."""
     before = ["base"]
     missing: dict[str, None] = {}
     for stage in place.recipe.stages:
