@@ -295,25 +295,32 @@ class Corpus:
 
     def files(self) -> list[File]:
         """All files, by path."""
-        searcher = self._index.searcher()
-        query = tantivy.Query.term_query(self._schema, "kind", "file")
-        found = []
+        return sorted(self._files(), key=lambda f: f.path)
+
+    def file(self, path: str) -> File | None:
+        return next(self._files(path), None)
+
+    def _files(self, path: str | None = None) -> Iterator[File]:
+        """All files, or the one of that path."""
+        searcher, term = self._index.searcher(), tantivy.Query.term_query
+        parts = [term(self._schema, "kind", "file")] + ([] if path is None else [term(self._schema, "file", path)])
+        query = tantivy.Query.boolean_query([(tantivy.Occur.Must, part) for part in parts])
         for _, address in searcher.search(query, limit=max(1, searcher.num_docs), count=False).hits:
             raw: dict[str, Any] = json.loads(bytes(searcher.doc(address)["about"][0]))
-            found.append(File(**{**raw, "notes": tuple(raw["notes"])}))
-        return sorted(found, key=lambda f: f.path)
+            yield File(**{**raw, "notes": tuple(raw["notes"])})
 
     def stale(self, paths: Collection[str]) -> list[str]:
         """Those of some indexed files that are not on the disk as they were read."""
 
-        def same(file: File) -> bool:
+        def same(path: str) -> bool:
+            file = self.file(path)
             try:
-                at = Path(file.path).stat()
+                at = Path(path).stat()
             except OSError:
                 return False
-            return (file.size, file.mtime_ns) == (at.st_size, at.st_mtime_ns)
+            return file is not None and (file.size, file.mtime_ns) == (at.st_size, at.st_mtime_ns)
 
-        return [f.path for f in self.files() if f.path in paths and not same(f)]
+        return sorted(path for path in paths if not same(path))
 
     def state(self) -> str:
         """A hash of what is indexed: files and their content."""

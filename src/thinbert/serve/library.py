@@ -92,7 +92,7 @@ class Library:
         path = self._uploads / f"{sha256[:_ID]}-{tame}"
         document = parse_apart(tame, content, suffix)
         with self._change:
-            known = next((f for f in self.corpus.files() if f.path == str(path)), None)
+            known = self.corpus.file(str(path))
             if known is not None:
                 return self._entry(known), False
             if not wanted():
