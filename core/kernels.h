@@ -27,8 +27,9 @@ struct Quad {
 };
 
 // In the 1x4 form, rows are worked off group by group, those of a group by the length of their lists: the end of a list is
-// mispredicted less often. A part of a matrix begins at a multiple of this many rows.
-constexpr int kRowGroup = 32;
+// mispredicted less often. What a product takes of a matrix (a head, a piece of the FFN, a thread's share) begins at a
+// multiple of this many rows.
+constexpr int kRowGroup = 16;
 
 // The rows of a product and what their integer sums become:
 //   out[row] = float(sum - input_zero * sum of the row's weights) * (scale[row] * input_scale) + (first ? bias : out)[row]

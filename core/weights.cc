@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
+#include <utility>
 
 namespace thinbert {
 
@@ -35,17 +35,15 @@ int32_t word_of(const int8_t* values) {
 
 // One piece in the 1x4 form: every row's list, padded to whole quads with words of zero.
 void fill_block1x4(Matrix::Piece& p, int rows, const BlockList& blocks, int first, int last) {
-  const auto length = [&](int row) {
-    return std::count_if(blocks.index + blocks.start[row], blocks.index + blocks.start[row + 1],
-                         [&](int group) { return group >= first && group < last; });
-  };
-  std::vector<int> order(static_cast<size_t>(rows));
-  std::iota(order.begin(), order.end(), 0);
+  std::vector<std::pair<long, int>> order;  // length of the list, row
+  for (int row = 0; row < rows; ++row)
+    order.emplace_back(std::count_if(blocks.index + blocks.start[row], blocks.index + blocks.start[row + 1],
+                                     [&](int group) { return group >= first && group < last; }),
+                       row);
   for (int top = 0; top < rows; top += kRowGroup)
-    std::stable_sort(order.begin() + top, order.begin() + std::min(rows, top + kRowGroup),
-                     [&](int a, int b) { return length(a) < length(b); });
+    std::sort(order.begin() + top, order.begin() + std::min(rows, top + kRowGroup));
   p.start.push_back(0);
-  for (const int row : order) {
+  for (const auto& [length, row] : order) {
     p.order.push_back(static_cast<uint8_t>(row % kRowGroup));
     int filled = 4;
     for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b) {

@@ -22,6 +22,7 @@ struct Pieces {
 };
 inline Pieces pieces(int columns) {
   const int count = columns > 0 ? (columns + kGroupColumns - 1) / kGroupColumns : 1;
+  static_assert(16 % kRowGroup == 0, "the FFN's rows are taken piece by piece");
   const int size = ((columns + count - 1) / count + 15) / 16 * 16;
   return {count, size};
 }
@@ -30,7 +31,8 @@ inline Pieces pieces(int columns) {
 struct Matrix {
   struct Piece {
     int columns = 0;                // of K, up to `Pieces::size`
-    std::vector<uint32_t> start;    // sparse: first quad of each row (1x4, in `order`) or block of each row block (4x4), and the end
+    std::vector<uint32_t> start;    // sparse: first quad of each row (1x4, in `order`) or block of each row block (4x4),
+                                    // and the end
     std::vector<uint8_t> order;     // 1x4: [N] which row of its group each one is
     std::vector<Quad> quads;        // 1x4
     std::vector<uint16_t> index;    // 4x4: group of four columns of each block

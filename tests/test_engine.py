@@ -45,6 +45,8 @@ MODELS = [
     pytest.param(tiny.bert_config(hidden_act="gelu_new"), None, id="gelu_new"),
     pytest.param(tiny.bert_config(hidden_act="relu", intermediate_size=203), None, id="relu-odd-width"),
     pytest.param(tiny.bert_config(intermediate_size=1600, num_hidden_layers=1), (1, 4), id="three-pieces"),
+    # pieces of 752 rows: the second begins inside a group of 32
+    pytest.param(tiny.bert_config(intermediate_size=1500, num_hidden_layers=1), (1, 4), id="two-odd-pieces"),
     pytest.param(tiny.bert_config(layer_norm_type="no_norm", num_hidden_layers=1), None, id="no_norm"),
     pytest.param(tiny.distilbert_config(), None, id="distilbert"),
 ]
