@@ -38,6 +38,20 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
             assert path in named, f"README's tree lacks {path}"
 
 
+def test_recipes_are_described_whole() -> None:
+    """Every file that a data folder may hold, and every key."""
+    pytest.importorskip("torch")
+    from thinbert.compress.recipe import Distillation, Prune, Recipe, Stage
+    from thinbert.compress.sources import MEASURED, TRAINING
+
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    wanted = {name for names in TRAINING.values() for name in names}
+    wanted |= {name for files in MEASURED.values() for names in files.values() for name in names}
+    wanted |= {key for part in (Recipe, Stage, Prune, Distillation) for key in part.model_fields}
+    lacking = {name for name in wanted if f"`{name}`" not in text}
+    assert not lacking
+
+
 @pytest.mark.parametrize("document", DOCS, ids=lambda p: p.name)
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text(encoding="utf-8")):

@@ -102,9 +102,7 @@ class Stage(Part):
     stride: int = Field(128, ge=0)
     part: Share = 1.0  # of the training data: every so many-th article, or document
     unanswerable: Share = 0.0  # share of questions that are also asked of a text without the answer
-    hold_out: float = Field(
-        default=0.0, ge=0, le=0.5
-    )  # share of articles kept to calibrate the no-answer probability with
+    hold_out: float = Field(default=0.0, ge=0, le=0.5)  # share of articles kept to calibrate no-answer with
     evaluations: int = Field(4, ge=0)  # on the way, beside the one at the end
 
     @model_validator(mode="after")

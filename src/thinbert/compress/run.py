@@ -439,13 +439,13 @@ def teacher_outputs(
     if not path.exists():
         place.say(f"asking the teacher {teacher.name} about {len(features)} examples (once)")
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial, report = path.with_suffix(".partial"), place.report("teacher")
         with partial.open("ab") as file:
             first = int(np.searchsorted(ends, file.tell() // (2 * width), side="right"))
             file.truncate(2 * width * int(ends[first - 1]) if first else 0)
             for done, rows in _ask(teacher, features, task, first):
                 file.write(rows.astype(np.float16).tobytes())
-                place.report("teacher")({"step": done, "of": len(features)})
+                report({"step": done, "of": len(features)})
         partial.replace(path)
     known = np.memmap(path, np.float16, "r").reshape(-1, width)
     if len(known) != ends[-1]:

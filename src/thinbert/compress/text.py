@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,7 +52,7 @@ class Documents:
         measure with, a share of each file's drawn at random."""
         fit: list[int] = []
         held: list[int] = []
-        for begin, end in zip((0, *self.files), self.files, strict=False):
+        for begin, end in pairwise((0, *self.files)):
             order = list(range(begin, end))
             random.Random(0).shuffle(order)
             count = max(1, round(held_out * len(order)))

@@ -65,7 +65,7 @@ class Metrics:
 
 
 class Guard:
-    """Around the whole application: answers 401, 403 and 413 itself, adds headers, counts and logs the rest."""
+    """Around the whole application: answers 401, 403 and 413 itself, adds headers, counts and logs all."""
 
     def __init__(
         self,
