@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -109,7 +108,7 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
     command = [sys.executable, "-m", "thinbert", "inspect", "default", "--json"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:

@@ -655,6 +655,15 @@ def test_a_client_that_hangs_up_frees_its_work(server: Running) -> None:
     assert tokens < 400_000  # of some 450,000 that the whole would have been
 
 
+def test_clients_that_are_gone_when_answered(server: Running) -> None:
+    """Writing to them is SIGPIPE, which ends other commands."""
+    asked = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.port)) as s:
+            s.sendall(asked)
+    assert post(f"{server.url}/predict", ASKED)["answer"] == ANSWER
+
+
 def test_killed_while_uploading(tmp_path: Path) -> None:
     """What was acknowledged is there after kill -9; what was not is whole or absent."""
     running = Running(tmp_path)
