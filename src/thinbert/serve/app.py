@@ -143,7 +143,7 @@ def _health(server: Server) -> APIRouter:
 
     @routes.get("/readyz", summary="It takes requests", responses={503: {"description": "Starting, or closing"}})
     async def readyz() -> JSONResponse:
-        if not server.takes_requests:
+        if not server.ready:
             return JSONResponse({"status": "not ready"}, 503)
         return JSONResponse({"status": "ready"})
 

@@ -3,6 +3,9 @@
 A Batcher stands in a Model where its engine stood, so everything that a model can do (read, pipeline, ask, classify) is
 batched across the threads that do it, and none of them knows. While a pass runs, others gather; nobody is ever waited
 for. A pass takes windows from all that wait in turn, so a long document does not stand before a short question.
+
+There is no thread of the batcher's own. Of those who ask, one leads: it computes passes for all until it has its own
+result, and then another leads. Who asks alone thus computes at once, in its own thread.
 """
 
 import threading
@@ -56,7 +59,8 @@ class _Call:
     parts: list[Array] = field(default_factory=list)  # results so far, in order
     taken: int = 0  # sequences that were given to a pass
     error: BaseException | None = None
-    done: threading.Event = field(default_factory=threading.Event)
+    finished: bool = False
+    woken: threading.Event = field(default_factory=threading.Event)  # when it is finished, or shall lead
 
     def __post_init__(self) -> None:
         self.ends = np.cumsum(self.lengths).tolist()
@@ -65,22 +69,21 @@ class _Call:
         return slice(self.ends[first - 1] if first else 0, self.ends[last - 1])
 
     def finish(self, error: BaseException | None = None) -> None:
-        self.error = error
-        self.done.set()
+        self.error, self.finished = error, True
+        self.woken.set()
 
 
 class Batcher:
-    """A runtime (see thinbert.api.Runtime) that gathers the calls of many threads. Close it to end its thread."""
+    """A runtime (see thinbert.api.Runtime) that gathers the calls of many threads."""
 
     def __init__(
         self, runtime: Runtime, *, pass_tokens: int = PASS_TOKENS, observe: Observer = lambda tokens, calls: None
     ) -> None:
         self._runtime, self._pass_tokens, self._observe = runtime, pass_tokens, observe
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[_Call] = deque()  # not yet wholly given to a pass
         self._changed = threading.Condition()
+        self._led = False  # somebody computes
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="thinbert-batcher", daemon=True)
-        self._thread.start()
 
     def span_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         return self._compute("span_logits", token_ids, token_types, lengths)
@@ -88,21 +91,11 @@ class Batcher:
     def first_tokens(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         return self._compute("first_tokens", token_ids, token_types, lengths)
 
-    @property
-    def waiting_tokens(self) -> int:
-        with self._changed:
-            return sum(call.ends[-1] for call in self._waiting)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
     def close(self) -> None:
-        """Computes what waits, and ends."""
+        """Refuses what comes from now on, and returns when all that waits is computed."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.wait_for(lambda: not self._led)
 
     def _compute(self, kind: str, ids: Ints, types: Ints, lengths: Sequence[int]) -> Array:
         if not lengths:
@@ -112,22 +105,31 @@ class Batcher:
             if self._closed:
                 raise CancelledError("the server is closing")
             self._waiting.append(call)
-            self._changed.notify()
-        call.done.wait()
+            follows, self._led = self._led, True
+        if follows:
+            call.woken.wait()
+        if not call.finished:
+            self._lead(call)
         if call.error is not None:
             raise call.error
         return call.parts[0] if len(call.parts) == 1 else np.concatenate(call.parts)
 
-    def _work(self) -> None:
-        while True:
+    def _lead(self, call: _Call) -> None:
+        try:
+            while not call.finished:
+                with self._changed:
+                    taken = self._take()
+                if taken:
+                    self._run(taken)
+        finally:
             with self._changed:
-                while not self._waiting and not self._closed:
-                    self._changed.wait()
-                if not self._waiting:
-                    return
-                taken = self._take()
-            if taken:
-                self._run(taken)
+                if not call.finished:  # nobody waits for it any more
+                    self._waiting.remove(call)
+                if self._waiting:
+                    self._waiting[0].woken.set()
+                else:
+                    self._led = False
+                    self._changed.notify_all()
 
     def _take(self) -> list[tuple[_Call, int, int]]:
         """Sequences first … last of calls of one kind, one of each call in turn, up to the tokens of a pass."""

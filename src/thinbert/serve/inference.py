@@ -132,7 +132,7 @@ def open_inference(server: Server) -> APIRouter:
 
     @routes.get("/health/ready", summary="It takes requests")
     async def ready() -> JSONResponse:
-        return JSONResponse({"ready": server.takes_requests}, 200 if server.takes_requests else 503)
+        return JSONResponse({"ready": server.ready}, 200 if server.ready else 503)
 
     def model_of(name: str, version: str | None) -> Model:
         model = server.models.get(name)
@@ -158,7 +158,7 @@ def open_inference(server: Server) -> APIRouter:
     @routes.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
     async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
         model_of(name, version)
-        return {"name": name, "ready": server.takes_requests}
+        return {"name": name, "ready": server.ready}
 
     body = {"requestBody": {"required": True, "content": {"application/json": {"schema": _INFER}}}}
 

@@ -60,7 +60,7 @@ class Server:
         # one thread: changes of the documents wait for each other anyway
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="thinbert-documents")
         self.in_flight = 0
-        self.ready = False
+        self.ready = False  # takes requests
 
     def model(self, name: str | None, *, answers: bool) -> Model:
         """The model of that name, or the first that can do it. Raises HTTPException 404."""
@@ -124,10 +124,6 @@ class Server:
             gone.cancel()
             self.in_flight -= 1
             self.metrics.in_flight.set(self.in_flight)
-
-    @property
-    def takes_requests(self) -> bool:
-        return self.ready and all(batcher.alive for batcher in self._batchers)
 
     def note(self, request: Request, **content: Any) -> None:
         """Puts what was asked and answered into the log, where that was wanted."""
