@@ -92,7 +92,10 @@ void ThreadPool::run(Job job, void* context) {
 void ThreadPool::work(int thread) {
   for (unsigned seen = 0;;) {
     const auto called = [&] { return stop_.load() || round_.load(std::memory_order_acquire) != seen; };
-    for (int spin = 0; spin < kIdleSpins && !called(); ++spin) pause();
+    for (int spin = 0; spin < kIdleSpins && !called(); ++spin) {
+      pause();
+      if (spin % kSpins == kSpins - 1) std::this_thread::yield();  // to a server's threads, one of which may call next
+    }
     if (!called()) {
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, called);
