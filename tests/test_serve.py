@@ -664,6 +664,17 @@ def test_clients_that_are_gone_when_answered(server: Running) -> None:
     assert post(f"{server.url}/predict", ASKED)["answer"] == ANSWER
 
 
+def test_a_body_that_does_not_come(tmp_path: Path) -> None:
+    server = Running(tmp_path, "--timeout", "1")
+    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as s:
+        s.sendall(head.encode())
+        answer = s.makefile("rb").read().decode()  # to the end: the connection is closed
+    assert answer.startswith("HTTP/1.1 408 ")
+    assert "did not come within 1 seconds" in answer
+    assert server.stop() == 0
+
+
 def test_killed_while_uploading(tmp_path: Path) -> None:
     """What was acknowledged is there after kill -9; what was not is whole or absent."""
     running = Running(tmp_path)

@@ -41,6 +41,7 @@ _REFUSALS = {
     401: "A key is needed",
     403: "Asked by a page of another origin, or under a name the server does not go by",
     404: "No such model, document or page",
+    408: "The rest of the request did not come in time",
     413: "Larger than this server takes",
     422: "Cannot be read, or not by this model",
     429: "Too many requests wait; try again",
@@ -112,6 +113,7 @@ def create_app(
         max_body=lambda path: int(
             1e6 * (settings.max_upload_mb if path == "/v1/documents" else settings.max_body_mb) + 4096
         ),
+        patience=settings.timeout,
         hosts=settings.hosts,
         origins=settings.origins,
         log=settings.log,

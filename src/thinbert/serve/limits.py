@@ -1,5 +1,6 @@
 """What stands before every request: keys, sizes, headers, counting and the log. Plain ASGI, so that bodies stream."""
 
+import asyncio
 import contextlib
 import hmac
 import json
@@ -65,7 +66,12 @@ class Metrics:
 
 
 class Guard:
-    """Around the whole application: answers 401, 403 and 413 itself, adds headers, counts and logs all."""
+    """Around the whole application: answers 401, 403, 408 and 413 itself, adds headers, counts and logs all.
+
+    Args:
+        max_body: bytes that a path takes.
+        patience: seconds that the next piece of a body may take.
+    """
 
     def __init__(
         self,
@@ -76,9 +82,11 @@ class Guard:
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
         max_body: Callable[[str], int] = lambda path: 1 << 20,
+        patience: float = 30.0,
         log: bool = True,
     ) -> None:
-        self._app, self._metrics, self._max_body, self._log = app, metrics, max_body, log
+        self._app, self._metrics, self._log = app, metrics, log
+        self._max_body, self._patience = max_body, patience
         self._keys = [k.encode() for k in keys]
         self._hosts, self._origins = tuple(hosts), tuple(origins)
 
@@ -108,7 +116,7 @@ class Guard:
             elif (length := headers.get(b"content-length", b"0")).isdigit() and int(length) > limit:
                 await _answer(sending, 413, _too_large(limit))
             else:
-                await self._within(scope, receive, sending, limit)
+                await self._with_body(scope, receive, sending, limit)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.perf_counter() - started
@@ -119,31 +127,40 @@ class Guard:
                 line |= {"route": route, "status": status, "ms": round(1e3 * seconds, 1)}
                 _log.info(json.dumps({**line, **scope.get("state", {}).get("log", {})}, ensure_ascii=False))
 
-    async def _within(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
-        """Passes a body on until it is larger than it may be: a length may be missing, or a lie."""
-        read, begun, over = 0, False, False
+    async def _with_body(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        """Passes a body on until it is larger than it may be (a length may be missing, or a lie), or does not come."""
+        read, whole, begun = 0, False, False
+        broken: _BrokenBodyError | None = None
 
         async def receiving() -> Message:
-            nonlocal read, over
-            message = await receive()
+            nonlocal read, whole, broken
+            if whole:  # what comes now is that the client goes
+                return await receive()
+            try:
+                async with asyncio.timeout(self._patience):
+                    message = await receive()
+            except TimeoutError:
+                broken = _BrokenBodyError(408, f"the rest of the request did not come within {self._patience:g} seconds")
+                raise broken from None
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
+                whole = not message.get("more_body", False)
                 if read > limit:
-                    over = True
-                    raise _TooLargeError
+                    broken = _BrokenBodyError(413, _too_large(limit))
+                    raise broken
             return message
 
         async def watched(message: Message) -> None:
             nonlocal begun
-            if over:
+            if broken is not None:
                 return  # whatever the application makes of its broken body
             begun = True
             await send(message)
 
-        with contextlib.suppress(_TooLargeError):
+        with contextlib.suppress(_BrokenBodyError):
             await self._app(scope, receiving, watched)
-        if over and not begun:
-            await _answer(send, 413, _too_large(limit))
+        if broken is not None and not begun:
+            await _answer(send, *broken.args, [(b"connection", b"close")])
 
     def _foreign(self, scope: Scope, headers: dict[bytes, bytes]) -> str | None:
         """Why a request is not one of ours: a page from elsewhere may not make a browser add or ask here."""
@@ -170,8 +187,8 @@ class Guard:
         return any([hmac.compare_digest(given, key) for key in self._keys])  # noqa: C419
 
 
-class _TooLargeError(Exception):
-    pass
+class _BrokenBodyError(Exception):
+    """Status and what to say."""
 
 
 def _too_large(limit: int) -> str:
