@@ -140,7 +140,8 @@ class Guard:
                 async with asyncio.timeout(self._patience):
                     message = await receive()
             except TimeoutError:
-                broken = _BrokenBodyError(408, f"the rest of the request did not come within {self._patience:g} seconds")
+                seconds = f"{self._patience:g} seconds"
+                broken = _BrokenBodyError(408, f"the rest of the request did not come within {seconds}")
                 raise broken from None
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
@@ -160,7 +161,7 @@ class Guard:
         with contextlib.suppress(_BrokenBodyError):
             await self._app(scope, receiving, watched)
         if broken is not None and not begun:
-            await _answer(send, *broken.args, [(b"connection", b"close")])
+            await _answer(send, broken.status, broken.error, [(b"connection", b"close")])
 
     def _foreign(self, scope: Scope, headers: dict[bytes, bytes]) -> str | None:
         """Why a request is not one of ours: a page from elsewhere may not make a browser add or ask here."""
@@ -188,7 +189,9 @@ class Guard:
 
 
 class _BrokenBodyError(Exception):
-    """Status and what to say."""
+    def __init__(self, status: int, error: str) -> None:
+        super().__init__(error)
+        self.status, self.error = status, error
 
 
 def _too_large(limit: int) -> str:
