@@ -1,8 +1,10 @@
 """Documents: every kind of file to pages with exact places, every kind of broken file to a reason."""
 
+import io
 import json
 import os
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 import files
 from thinbert.corpus.documents import Document, Report, find_files, parse_document, read_document, read_documents
 from thinbert.corpus.pages import Page, passages
+from thinbert.corpus.readers import READERS
 from thinbert.errors import InputError
 
 
@@ -91,6 +94,30 @@ def test_word_paragraphs_tables_and_headings() -> None:
     assert only(files.docx(tabs), ".docx").text == "a b"
 
 
+def test_word_reads_what_stands_on_the_page_once() -> None:
+    run = "<w:r><w:t>{}</w:t></w:r>"
+    shape = "<w:txbxContent>" + files.paragraph("boxed") + "</w:txbxContent>"
+    body = (
+        f"<w:p>{run.format('co')}<w:r><w:noBreakHyphen/></w:r>{run.format('op')}"
+        f"<w:moveFrom>{run.format(' moved')}</w:moveFrom></w:p>"
+        '<w:p><mc:AlternateContent xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006">'
+        f"<mc:Choice>{shape}</mc:Choice><mc:Fallback>{shape}</mc:Fallback></mc:AlternateContent>{run.format('after')}</w:p>"
+    )
+    xmlns = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    notes = f"<w:footnotes {xmlns}><w:footnote><w:p/></w:footnote>{files.paragraph('A note.')}</w:footnotes>"
+    page = only(files.docx(body, parts={"word/footnotes.xml": notes.encode()}), ".docx")
+    assert page.text == "co-op\nboxed\nafter\nA note."
+    strict = files.docx(files.paragraph("Head", "Heading1"))
+    with zipfile.ZipFile(io.BytesIO(strict)) as archive:
+        xml = archive.read("word/document.xml")
+    xml = xml.replace(
+        b"http://schemas.openxmlformats.org/wordprocessingml", b"http://purl.oclc.org/ooxml/wordprocessingml"
+    )
+    xml = xml.replace(b"wordprocessingml/2006/main", b"wordprocessingml/main")
+    page = only(files.docx("", parts={"word/document.xml": xml}), ".docx")
+    assert (page.text, page.headings) == ("Head", ((0, "Head"),))
+
+
 def test_records() -> None:
     lines = ['{"id": 7, "text": "Built in 1802."}', "", "broken", '{"title": "B", "who": "Anna", "n": 3}', '"plain"']
     document = parse_document("d", "\n".join(lines).encode(), ".jsonl")
@@ -153,7 +180,7 @@ WIDE = files.docx("", parts={"word/document.xml": '<!DOCTYPE a [<!ENTITY b "c">]
         (LAUGHS, ".docx", "has a document type in its XML, which no Word document has"),
         (WIDE, ".docx", "has a document type in its XML"),
         (files.docx("<w:p>"), ".docx", "is damaged: "),
-        (b"<![x]>", ".html", "is damaged, or not what its name says (AssertionError"),
+        (b"<![x]>", ".html", "is empty"),
         (b"a\nb\n", ".jsonl", "none of its lines is JSON"),
         (b"[1]", ".json", "is not SQuAD JSON"),
         (b'{"data": 3}', ".json", "is not SQuAD JSON"),
@@ -164,6 +191,25 @@ def test_what_cannot_be_read_says_why(content: bytes, suffix: str, reason: str) 
     with pytest.raises(InputError) as e:
         parse_document("name", content, suffix)
     assert str(e.value).startswith(f"name: {reason}")
+
+
+def test_records_that_are_odd() -> None:
+    """One of them does not make the file unreadable, and none loses a field."""
+    blank = parse_document("d", b"id,text,price\n1,Oak chair,5\n2, ,7\n", ".csv")
+    assert [p.text for p in blank.pages] == ["Oak chair.\nprice: 5", "id: 2.\nprice: 7"]
+    deep = b'{"text": "fine"}\n{"a": ' + b"[" * 700 + b"]" * 700 + b"}\n"
+    found = parse_document("d", deep, ".jsonl")
+    assert ([p.text for p in found.pages], found.notes) == (["fine"], ("not JSON: line 2",))
+    twice = parse_document("d", b"name,phone,phone\nAnna,111,222\n", ".csv").pages[0]
+    assert twice.text == "name: Anna.\nphone: 111.\nphone (2): 222"
+    lines = parse_document("d", b'a,b\n1,"x\ny\nz"\n2,w\n', ".csv")
+    assert [p.number for p in lines.pages] == [2, 5]  # where they begin
+
+
+def test_a_reader_that_breaks_is_the_file_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(READERS, ".html", lambda content: 1 // 0)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"name: is damaged, or not what its name says \(ZeroDivisionError"):
+        parse_document("name", b"", ".html")
 
 
 @given(st.binary(max_size=300), st.sampled_from([".txt", ".md", ".html", ".pdf", ".docx", ".jsonl", ".csv", ".json"]))
@@ -189,6 +235,12 @@ def test_any_bytes_are_read_or_refused(content: bytes, suffix: str) -> None:
         ("a\n" + "=" * 50_000, ".md"),
         ("<svg>" * 20_000 + "<math></math>" * 20_000, ".html"),
         ("<title>" * 50_000 + "x", ".html"),
+        ("<a " * 40_000, ".html"),
+        ("<a b='" * 40_000, ".html"),
+        ("<![CDATA[ > " * 40_000, ".html"),
+        ("<!-- > " * 40_000, ".html"),
+        ("<script> </ " * 40_000, ".html"),
+        ("<script " * 40_000 + "/>", ".html"),
         ("text " * 20_000 + "<h1></h1>" * 20_000, ".html"),
         ("<h1>" + "<b>word</b> " * 20_000 + "</h1>", ".html"),
         ("# " + "h" * 200_000 + "\n" + "word " * 20_000, ".md"),

@@ -77,6 +77,46 @@ def test_it_follows_the_files(docs: Path, tmp_path: Path) -> None:
     assert names(Corpus.open(tmp_path / "index")) == names(corpus)
 
 
+def test_touched_files_are_not_read_again(docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus.create(tmp_path / "index")
+    corpus.update([str(docs)])
+    for file in docs.iterdir():
+        os.utime(file)
+    assert corpus.stale([str(docs / "mill.txt")])
+    with monkeypatch.context() as m:
+        m.setattr("thinbert.corpus.index.parse_document", None)
+        assert corpus.update([str(docs)]).unchanged == 3
+    assert not corpus.stale([str(docs / "mill.txt")])
+    assert found(corpus, "Who built the mill?")[0] == "mill.txt"
+    assert len(names(corpus)) == 3
+
+
+def test_what_a_folder_is_not_searched_for_is_followed_too(docs: Path, tmp_path: Path) -> None:
+    log = docs / "notes.log"
+    log.write_text("Grinding began at dawn.")
+    corpus = Corpus.create(tmp_path / "index")
+    corpus.update([str(log)])
+    log.write_text("Sharpening began at dusk.")
+    changes = corpus.update([str(docs)])
+    assert (changes.added, changes.updated, changes.report.notes) == (3, 1, [])
+    assert found(corpus, "grinding") == []
+    assert found(corpus, "sharpening") == ["notes.log"]
+    (docs / "a link.txt").symlink_to(docs / "mill.txt")  # comes before it, and is the same file
+    changes = corpus.update([str(docs)])
+    assert (changes.added, changes.removed, changes.report.notes) == (1, 1, [])
+    assert names(corpus) == ["a link.txt", "bridge.pdf", "notes.log", "tower.md"]
+
+
+def test_pages_beside_a_page(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('name,note\nAnna,"one\ntwo\nthree"\nJean,four\nIda,five\n')
+    corpus = Corpus.create(tmp_path / "index")
+    corpus.update([str(tmp_path / "rows.csv")])
+    corpus.update([])
+    view, file = corpus.view(), str(tmp_path / "rows.csv")
+    assert [view.beside(file, n) for n in (2, 5, 6)] == [(None, 5), (2, 6), (5, None)]
+    assert view.beside(str(tmp_path / "other.csv"), 5) == (None, None)
+
+
 def test_what_cannot_be_looked_at_is_kept(docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (docs / "sub").mkdir()
     (docs / "sub" / "deep.txt").write_text("Deep text.")
@@ -229,7 +269,7 @@ def test_folders_that_are_no_index(tmp_path: Path) -> None:
         Corpus.create(tmp_path / "full")
     Corpus.create(tmp_path / "old")
     (tmp_path / "old" / "thinbert-index.json").write_text('{"format": 99}')
-    with pytest.raises(InputError, match="an index of format 99; this thinbert has format 1"):
+    with pytest.raises(InputError, match="an index of format 99; this thinbert has format 2"):
         Corpus.open(tmp_path / "old")
     (tmp_path / "old" / "thinbert-index.json").write_text("[")
     with pytest.raises(InputError, match="damaged"):

@@ -24,7 +24,7 @@ from thinbert.corpus.pages import Page, passages
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
 
-_FORMAT = 1  # of the fields below; an index of another format is made anew by the user
+_FORMAT = 2  # of the fields below; an index of another format is made anew by the user
 _HEAP = 64_000_000  # bytes that the writer fills before it writes a segment
 _COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # text or time after which work is made safe
 _WEIGHTS = {"body": 1.0, "heading": 0.5, "name": 0.3}  # of a word's score, by where it stands
@@ -51,8 +51,9 @@ def _analyzer(*, queries: bool) -> tantivy.TextAnalyzer:
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("kind", tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("id", tokenizer_name="raw", index_option="basic")  # of a file; passages have its path
     builder.add_text_field("file", stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_unsigned_field("page", stored=True, indexed=True)
+    builder.add_unsigned_field("page", stored=True, indexed=True, fast=True)
     builder.add_unsigned_field("start", stored=True)
     builder.add_text_field("label", stored=True, tokenizer_name="raw", index_option="basic")
     builder.add_text_field("body", stored=True, tokenizer_name="words", index_option="freq")
@@ -77,6 +78,15 @@ class File:
     pages: int
     passages: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return id_of(self.path)
+
+
+def id_of(path: str) -> str:
+    """What a file is looked up by, and called in URLs: 16 hexadecimal digits."""
+    return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -169,11 +179,11 @@ class Corpus:
 
     # --- changing it --------------------------------------------------------------------------------------------------
 
-    def writer(self) -> "_Writer":
+    def writer(self) -> "Writer":
         """The one writer; readers go on meanwhile. Raises InputError where another process holds it."""
-        return _Writer(self._index, self.folder)
+        return Writer(self._index, self.folder)
 
-    def add(self, writer: "_Writer", document: Document, about: File | None = None) -> int:
+    def add(self, writer: "Writer", document: Document, about: File | None = None) -> int:
         """Adds a document's passages, and what is known of its file; returns the number of passages."""
         key = about.path if about else document.name
         name = Path(key).stem.replace("_", " ").replace("-", " ")
@@ -193,8 +203,11 @@ class Corpus:
                 )
                 count += 1
         if about:
-            writer.add(kind="file", file=key, about=json.dumps({**asdict(about), "passages": count}).encode())
+            self._note(writer, replace(about, passages=count))
         return count
+
+    def _note(self, writer: "Writer", about: File) -> None:
+        writer.add(kind="file", id=about.id, about=json.dumps(asdict(about)).encode())
 
     def update(
         self,
@@ -223,6 +236,10 @@ class Corpus:
         roots = tuple(absolute(n) + os.sep for n in named if Path(n).is_dir())
         missing = {p for p in known if not named or p.startswith(roots)} - set(found)
         refused: set[str] = set()  # hold nothing to read, any more
+        if again := {p for p in missing if Path(p).is_file()}:  # of a kind that folders are not searched for, or
+            refused = again & _links(found, again)  # found by another name
+            found += sorted(again - refused)
+            missing -= again
         sizes = {f: _size(f) for f in found}
         total, done, unsafe, last = sum(sizes.values()), 0, 0, time.monotonic()
         with self.writer() as writer:
@@ -246,7 +263,7 @@ class Corpus:
         self._index.reload()
         return changes
 
-    def _follow(self, writer: "_Writer", path: str, before: File | None, changes: Changes, max_mb: float) -> bool:
+    def _follow(self, writer: "Writer", path: str, before: File | None, changes: Changes, max_mb: float) -> bool:
         """Brings one file up to date, or leaves it as it is where it cannot be looked at now. False where it holds
         nothing to read."""
         try:
@@ -262,7 +279,11 @@ class Corpus:
             changes.report.skipped.append((path, str(e)))
             return isinstance(e.__cause__, OSError)
         sha256 = hashlib.sha256(content).hexdigest()
-        same = before is not None and before.sha256 == sha256
+        if before and before.sha256 == sha256:
+            writer.remove_note(before)
+            self._note(writer, replace(before, size=at.st_size, mtime_ns=at.st_mtime_ns))
+            changes.unchanged += 1
+            return True
         try:
             document = parse_document(path, content, Path(path).suffix.lower())
         except InputError as e:
@@ -270,9 +291,6 @@ class Corpus:
             return False
         about = File(path, at.st_size, at.st_mtime_ns, sha256, len(document.pages), 0, document.notes)
         changes.passages += self.put(writer, document, about)
-        if same:
-            changes.unchanged += 1
-            return True
         changes.report.notes += [(path, note) for note in document.notes]
         changes.bytes += at.st_size
         changes.pages += len(document.pages)
@@ -282,7 +300,7 @@ class Corpus:
             changes.added += 1
         return True
 
-    def put(self, writer: "_Writer", document: Document, about: File) -> int:
+    def put(self, writer: "Writer", document: Document, about: File) -> int:
         """Adds a file's document in the place of what there was of it; returns the number of passages."""
         writer.remove(about.path)
         return self.add(writer, document, about)
@@ -297,14 +315,11 @@ class Corpus:
         """All files, by path."""
         return sorted(self._files(), key=lambda f: f.path)
 
-    def file(self, path: str) -> File | None:
-        return next(self._files(path), None)
+    def file(self, id: str) -> File | None:
+        return next(self._files("id", id), None)
 
-    def _files(self, path: str | None = None) -> Iterator[File]:
-        """All files, or the one of that path."""
-        searcher, term = self._index.searcher(), tantivy.Query.term_query
-        parts = [term(self._schema, "kind", "file")] + ([] if path is None else [term(self._schema, "file", path)])
-        query = tantivy.Query.boolean_query([(tantivy.Occur.Must, part) for part in parts])
+    def _files(self, name: str = "kind", value: str = "file") -> Iterator[File]:
+        searcher, query = self._index.searcher(), tantivy.Query.term_query(self._schema, name, value)
         for _, address in searcher.search(query, limit=max(1, searcher.num_docs), count=False).hits:
             raw: dict[str, Any] = json.loads(bytes(searcher.doc(address)["about"][0]))
             yield File(**{**raw, "notes": tuple(raw["notes"])})
@@ -313,7 +328,7 @@ class Corpus:
         """Those of some indexed files that are not on the disk as they were read."""
 
         def same(path: str) -> bool:
-            file = self.file(path)
+            file = self.file(id_of(path))
             try:
                 at = Path(path).stat()
             except OSError:
@@ -376,6 +391,20 @@ class View:
             text = text[: h.start] + h.text
         headings = dict.fromkeys(heading for h in hits for heading in h.headings)
         return Page(text, number, hits[0].label, tuple(headings))
+
+    def beside(self, file: str, number: int) -> tuple[int | None, int | None]:
+        """Numbers of the pages with text before and after one."""
+        of_file = tantivy.Query.term_query(self._schema, "file", file)
+
+        def nearest(order: tantivy.Order, lower: int | None, upper: int | None) -> int | None:
+            integer = tantivy.FieldType.Unsigned
+            within = tantivy.Query.range_query(self._schema, "page", integer, lower, upper)
+            query = tantivy.Query.boolean_query([(tantivy.Occur.Must, of_file), (tantivy.Occur.Must, within)])
+            hits = self._searcher.search(query, limit=1, count=False, order_by_field="page", order=order).hits
+            return hits[0][0] if hits else None
+
+        before = nearest(tantivy.Order.Desc, None, number - 1) if number else None
+        return before, nearest(tantivy.Order.Asc, number + 1, None)
 
     def search(self, question: str, limit: int) -> list[Hit]:
         """The passages that share most with a question, best first. Any punctuation is only punctuation: the words are
@@ -448,6 +477,12 @@ def _is_gone(path: str, *, whole_folders: bool) -> bool:
     return False
 
 
+def _links(found: Collection[str], others: Collection[str]) -> set[str]:
+    """Those of `others` that are one file with one that was found."""
+    real = set(map(os.path.realpath, found))
+    return {path for path in others if os.path.realpath(path) in real}
+
+
 def _size(path: str) -> int:
     try:
         return Path(path).stat().st_size
@@ -455,7 +490,7 @@ def _size(path: str) -> int:
         return 0
 
 
-class _Writer:
+class Writer:
     """tantivy's writer with our words for its errors. What was not committed is dropped."""
 
     def __init__(self, index: tantivy.Index, folder: Path | None) -> None:
@@ -473,9 +508,15 @@ class _Writer:
         with self._telling():
             self._writer.add_document(tantivy.Document.from_dict(values, self._schema))
 
-    def remove(self, file: str) -> None:
+    def remove(self, path: str) -> None:
         with self._telling():
-            self._writer.delete_documents_by_term("file", file)
+            self._writer.delete_documents_by_term("file", path)
+            self._writer.delete_documents_by_term("id", id_of(path))
+
+    def remove_note(self, file: File) -> None:
+        """Of what is known of a file, not of its passages."""
+        with self._telling():
+            self._writer.delete_documents_by_term("id", file.id)
 
     def commit(self) -> None:
         with self._telling():
@@ -490,7 +531,7 @@ class _Writer:
                 f"{self._folder}: cannot be written: {e}; the index is as it was when it was last made safe"
             ) from None
 
-    def __enter__(self) -> "_Writer":
+    def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -118,6 +118,10 @@ _BLOCKS = {
 }
 _HEADING = re.compile("h[1-6]")
 # fmt: on
+# Comments, scripts and styles, each to its end or the text's: HTMLParser would look for the end of each anew.
+_UNREAD = re.compile(
+    r"<!--.*?(?:--!?>|\Z)|<(script|style)\b[^>]*>(?:(?<=/>)|.*?(?=</\1|\Z))", re.IGNORECASE | re.DOTALL
+)
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([a-zA-Z0-9_:.-]{2,40})""", re.IGNORECASE)
 # What browsers take a declaration for (WHATWG Encoding): pages that say Latin-1 or ASCII use the quotes of Windows, and
 # one that could be read as far as its declaration of UTF-16 is not in it.
@@ -199,8 +203,11 @@ class _Text(HTMLParser):
 
 def read_html(content: bytes) -> Read:
     """The visible text, in the encoding that the page names; the title is a heading at the top."""
+    text = _html_text(content)
+    last = text.rfind(">") + 1  # no tag can be whole behind it
+    text = _UNREAD.sub("", text[:last] + text[last:].replace("<", "&lt;"))
     parser = _Text()
-    parser.feed(_html_text(content))
+    parser.feed(text.replace("<![", "<!x["))  # as in browsers, a comment to the next >
     parser.close()
     title = " ".join("".join(parser.title).split())
     headings = ([(0, title)] if title else []) + parser.headings
@@ -294,32 +301,48 @@ def _numbers(pages: list[int]) -> str:
 # --- Word ------------------------------------------------------------------------------------------------------------
 
 _W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main "
+_STRICT = "http://purl.oclc.org/ooxml/wordprocessingml/main "  # the same in documents saved as Strict Open XML
+# What stands elsewhere too: text that was moved away, and pictures of shapes for programs that cannot draw them.
+_ELSEWHERE = (f"{_W}moveFrom", "http://schemas.openxmlformats.org/markup-compatibility/2006 Fallback")
+_NOTES = ("word/footnotes.xml", "word/endnotes.xml")
 
 
 def read_docx(content: bytes) -> Read:
-    """Paragraphs, one a line; cells of a table's row on one line; headings by their style."""
+    """Paragraphs, one a line; cells of a table's row on one line; headings by their style; notes at the end."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open("word/document.xml") as file:
-            xml = file.read(_LARGEST_PART + 1)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            parts = [_part(archive, "word/document.xml")]
+            parts += [_part(archive, name) for name in _NOTES if name in archive.namelist()]
+    except InputError:
+        raise
     except KeyError:
         raise InputError("is not a Word document: it has no word/document.xml") from None
     # zipfile raises each of these for one kind of damage, encryption or packing it does not know
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as e:
         raise InputError(f"is not a readable Word document: {str(e) or 'it is damaged or cut off'}") from None
-    if len(xml) > _LARGEST_PART:
-        raise InputError(f"unpacks to more than {_LARGEST_PART >> 20} MB; that is not a text to read")
-    body = _Body()
-    try:
-        body.parse(xml)
-    except expat.ExpatError as e:
-        raise InputError(f"is damaged: {e}") from None
+    lines: list[tuple[bool, str]] = []
+    for number, xml in enumerate(parts):
+        body = _Body()
+        try:
+            body.parse(xml)
+        except expat.ExpatError as e:
+            raise InputError(f"is damaged: {e}") from None
+        lines += [line for line in body.lines if number == 0 or line[1].strip()]
     headings: list[tuple[int, str]] = []
     length = 0
-    for is_heading, text in body.lines:
+    for is_heading, text in lines:
         if is_heading and text.strip():
             headings.append((length, text.strip()))
         length += len(text) + 1
-    return Read((Page("\n".join(text for _, text in body.lines), headings=tuple(headings)),))
+    return Read((Page("\n".join(text for _, text in lines), headings=tuple(headings)),))
+
+
+def _part(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as file:
+        xml = file.read(_LARGEST_PART + 1)
+    if len(xml) > _LARGEST_PART:
+        raise InputError(f"unpacks to more than {_LARGEST_PART >> 20} MB; that is not a text to read")
+    return xml
 
 
 class _Body:
@@ -330,6 +353,7 @@ class _Body:
         self._line: list[str] = []
         self._style = ""
         self._tables = self._depth = 0
+        self._elsewhere = 0  # depth of the element whose text stands elsewhere too
         self._in_text = self._in_properties = False
 
     def parse(self, xml: bytes) -> None:
@@ -346,23 +370,32 @@ class _Body:
         self._depth += 1
         if self._depth > _DEEPEST_XML:
             raise InputError(f"is nested more than {_DEEPEST_XML} deep; that is not a text to read")
+        name = name.replace(_STRICT, _W, 1)
+        if self._elsewhere or name in _ELSEWHERE:
+            self._elsewhere = self._elsewhere or self._depth
+            return
         match name.removeprefix(_W):
             case "t":
                 self._in_text = True
             case "pPr":
                 self._in_properties = True
             case "pStyle":
-                self._style = attributes.get(f"{_W}val", "")
+                self._style = attributes.get(f"{_W}val", attributes.get(f"{_STRICT}val", ""))
             case "tbl":
                 self._tables += 1
             case "tab" if not self._in_properties:  # there it is where tabs stand, not one
                 self._line.append(" ")
             case "br" | "cr":
                 self._line.append(" " if self._tables else "\n")
+            case "noBreakHyphen":
+                self._line.append("-")
 
     def _end(self, name: str) -> None:
         self._depth -= 1
-        match name.removeprefix(_W):
+        if self._elsewhere:
+            self._elsewhere *= self._depth >= self._elsewhere
+            return
+        match name.replace(_STRICT, _W, 1).removeprefix(_W):
             case "t":
                 self._in_text = False
             case "pPr":
@@ -408,17 +441,18 @@ def read_jsonl(content: bytes) -> Read:
             continue
         try:
             record = json.loads(line)
+            fields: Mapping[str, Any] = record if isinstance(record, dict) else {"text": record}
+            text = _record(fields)
         except (ValueError, RecursionError):
             bad.append(number)
             continue
-        fields: Mapping[str, Any] = record if isinstance(record, dict) else {"text": record}
         name = next((str(fields[f]) for f in _NAME_FIELDS if isinstance(fields.get(f), str | int)), "")
-        pages.append(Page(_whole(_record(fields)), number=number, label=_whole(name)))
+        pages.append(Page(_whole(text), number=number, label=_whole(name)))
     return _records(pages, bad, "JSON")
 
 
 def read_csv(content: bytes) -> Read:
-    """A page for each row under the header, as `_record` tells it; numbered as the lines are."""
+    """A page for each row under the header, as `_record` tells it; numbered by the line where it begins."""
     text = decode(content)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text[:4096]))
@@ -426,22 +460,33 @@ def read_csv(content: bytes) -> Read:
     bad: list[int] = []
     header: list[str] = []
     while True:
+        number = rows.line_num + 1
         try:
             row = next(rows)
         except StopIteration:
             break
         except csv.Error:
-            bad.append(rows.line_num)
+            bad.append(number)
             continue
         if not header:
-            header = [name.strip() for name in row]
+            header = unlike([name.strip() for name in row])
             continue
         names = header + [""] * (len(row) - len(header))
         fields = {name or f"column {n}": value for n, (name, value) in enumerate(zip(names, row, strict=False), 1)}
         lower = {name.lower(): value for name, value in fields.items()}
         label = next((lower[f] for f in _NAME_FIELDS if lower.get(f)), "")
-        pages.append(Page(_record(fields), number=rows.line_num, label=label))
+        pages.append(Page(_record(fields), number=number, label=label))
     return _records(pages, bad, "CSV")
+
+
+def unlike(names: list[str]) -> list[str]:
+    """Names of columns, so that no two are the same: the second `phone` is `phone (2)`."""
+    seen = Counter[str]()
+    found: list[str] = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 or not name else f"{name} ({seen[name]})")
+    return found
 
 
 def read_json(content: bytes) -> Read:
@@ -472,9 +517,9 @@ def delimiter_of(beginning: str) -> str:
 def _record(fields: Mapping[str, Any]) -> str:
     """A record as text: its text field, then its other fields as `name: value`. A line that another follows ends as a
     sentence does: a model that reads words does not see where lines end."""
-    found = {name: _value(value) for name, value in fields.items()}
+    found = {name: _value(value).strip() for name, value in fields.items()}
     text = next((name for f in _TEXT_FIELDS for name in found if name.lower() == f and found[name]), None)
-    lines = [] if text is None else [found[text].strip()]
+    lines = [] if text is None else [found[text]]
     for name, value in found.items():
         if value and name != text and (text is None or name.lower() not in _NUMBERS):
             lines.append(f"{name}: {value}".strip())
