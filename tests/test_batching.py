@@ -1,5 +1,6 @@
 """The batcher: what many threads ask at once is computed together, and everybody gets their own."""
 
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from thinbert.serve.batching import Batcher, CancelledError, Ticket, current_ticket
+from thinbert.errors import CancelledError
+from thinbert.serve.batching import Batcher, Ticket, current_ticket
 
 
 class Slow:
@@ -109,13 +111,44 @@ def test_what_is_withdrawn_is_not_computed() -> None:
 
 def test_a_fault_is_theirs_who_asked() -> None:
     runtime = Slow()
+    runtime.gate.clear()
     batcher = Batcher(runtime)
-    with pytest.raises(RuntimeError, match="a bad token"):
-        ask(batcher, [3], 665)
-    assert len(ask(batcher, [3], 0)) == 3
+    with ThreadPoolExecutor(5) as pool:
+        asked = [pool.submit(ask, batcher, [3], 0)]  # holds the engine, while the others gather
+        time.sleep(0.05)
+        asked += [pool.submit(ask, batcher, [3], first) for first in (10, 665, 20, 30)]
+        time.sleep(0.05)
+        runtime.gate.set()
+        with pytest.raises(RuntimeError, match="a bad token"):
+            asked.pop(2).result()
+        assert [a.result()[0, 0] for a in asked] == [0, 10, 20, 30]
     batcher.close()
     with pytest.raises(CancelledError, match="closing"):
         ask(batcher, [3], 0)
+
+
+def test_one_that_is_interrupted_stops_nobody() -> None:
+    runtime = Slow()
+    runtime.gate.clear()
+    batcher = Batcher(runtime)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(ask, batcher, [3], 0)
+        time.sleep(0.05)
+
+        def press() -> None:
+            time.sleep(0.1)
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.1)
+            runtime.gate.set()
+
+        pressed = pool.submit(press)
+        with pytest.raises(KeyboardInterrupt):
+            ask(batcher, [7], 0)  # in the main thread, where signals arrive
+        pressed.result(5)
+        assert len(first.result(5)) == 3
+        assert len(pool.submit(ask, batcher, [4], 0).result(5)) == 4
+    assert [7] not in runtime.passes
+    batcher.close()
 
 
 def test_whatever_breaks_is_heard_and_the_next_pass_goes_on() -> None:

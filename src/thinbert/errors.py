@@ -11,3 +11,7 @@ class ModelError(Error):
 
 class InputError(Error, ValueError):
     """Text, data or an argument given by the caller cannot be used. Also a ValueError, as Python programs expect."""
+
+
+class CancelledError(Error):
+    """Nobody waits for this any more."""

@@ -60,8 +60,8 @@ def create_app(
             behind batchers.
         library: documents to answer from.
     """
-    settings = settings or Settings()
-    server = Server(models, library, settings)
+    server = Server(models, library, settings or Settings())
+    settings = server.settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

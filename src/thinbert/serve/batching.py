@@ -17,16 +17,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from thinbert.api import Runtime
-from thinbert.errors import Error
+from thinbert.errors import CancelledError
 from thinbert.model.weights import Array, Ints
 
 PASS_TOKENS = 4096  # in one pass: what bounds how long a new arrival waits for the one that runs
 
 Observer = Callable[[int, int], None]  # called with the tokens and the requests of each pass
-
-
-class CancelledError(Error):
-    """Nobody waits for this any more."""
 
 
 class Ticket:
@@ -82,7 +78,7 @@ class Batcher:
         self._runtime, self._pass_tokens, self._observe = runtime, pass_tokens, observe
         self._waiting: deque[_Call] = deque()  # not yet wholly given to a pass
         self._changed = threading.Condition()
-        self._led = False  # somebody computes
+        self._leader: _Call | None = None  # whose thread computes
         self._closed = False
 
     def span_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
@@ -95,7 +91,7 @@ class Batcher:
         """Refuses what comes from now on, and returns when all that waits is computed."""
         with self._changed:
             self._closed = True
-            self._changed.wait_for(lambda: not self._led)
+            self._changed.wait_for(lambda: self._leader is None)
 
     def _compute(self, kind: str, ids: Ints, types: Ints, lengths: Sequence[int]) -> Array:
         if not lengths:
@@ -105,17 +101,10 @@ class Batcher:
             if self._closed:
                 raise CancelledError("the server is closing")
             self._waiting.append(call)
-            follows, self._led = self._led, True
-        if follows:
-            call.woken.wait()
-        if not call.finished:
-            self._lead(call)
-        if call.error is not None:
-            raise call.error
-        return call.parts[0] if len(call.parts) == 1 else np.concatenate(call.parts)
-
-    def _lead(self, call: _Call) -> None:
+            self._leader = self._leader or call
         try:
+            if self._leader is not call:
+                call.woken.wait()
             while not call.finished:
                 with self._changed:
                     taken = self._take()
@@ -123,13 +112,16 @@ class Batcher:
                     self._run(taken)
         finally:
             with self._changed:
-                if not call.finished:  # nobody waits for it any more
+                if call in self._waiting:  # interrupted
                     self._waiting.remove(call)
-                if self._waiting:
-                    self._waiting[0].woken.set()
-                else:
-                    self._led = False
+                if self._leader is call:
+                    self._leader = self._waiting[0] if self._waiting else None
+                    if self._leader:
+                        self._leader.woken.set()
                     self._changed.notify_all()
+        if call.error is not None:
+            raise call.error
+        return call.parts[0] if len(call.parts) == 1 else np.concatenate(call.parts)
 
     def _take(self) -> list[tuple[_Call, int, int]]:
         """Sequences first … last of calls of one kind, one of each call in turn, up to the tokens of a pass."""
@@ -162,7 +154,11 @@ class Batcher:
     def _run(self, taken: list[tuple[_Call, int, int]]) -> None:
         try:
             self._compute_pass(taken)
-        except BaseException as e:  # it is theirs who asked, and the next pass is another
+        except BaseException as e:
+            if len(taken) > 1 and isinstance(e, Exception):  # whose fault it is shows when each is computed alone
+                for one in taken:
+                    self._run([one])
+                return
             for call, _, _ in taken:
                 with self._changed:
                     if call in self._waiting:
@@ -176,11 +172,12 @@ class Batcher:
         result = getattr(self._runtime, taken[0][0].kind)(ids, types, lengths)
         self._observe(len(ids), len(taken))
         by_token = taken[0][0].kind == "span_logits"
-        place = 0
-        for call, a, b in taken:
-            at = call.slice(a, b)
-            count = at.stop - at.start if by_token else b - a
-            call.parts.append(result[place : place + count].copy())  # a part must not keep the whole pass in memory
-            place += count
+        ends = np.cumsum(
+            [call.slice(a, b).stop - call.slice(a, b).start if by_token else b - a for call, a, b in taken]
+        )
+        # copies: a part must not keep the whole pass in memory
+        parts = [part.copy() for part in np.split(result, ends[:-1])]
+        for (call, _, _), part in zip(taken, parts, strict=True):
+            call.parts.append(part)
             if call.taken == len(call.lengths):
                 call.finish()

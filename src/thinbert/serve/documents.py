@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, File, HTTPException, Request, Response, UploadFile
 from fastapi.responses import FileResponse
@@ -11,9 +11,9 @@ from pydantic import Field
 
 from thinbert.corpus.ask import READ, Found, Place, ask
 from thinbert.corpus.documents import text_document
-from thinbert.corpus.index import Corpus
+from thinbert.corpus.index import Corpus, id_of
 from thinbert.serve.batching import current_ticket
-from thinbert.serve.library import Library, listed, name_of, number_of
+from thinbert.serve.library import Library, listed
 from thinbert.serve.server import Body, Server, Text
 
 
@@ -46,7 +46,7 @@ def routes(server: Server) -> APIRouter:
 
         started = time.perf_counter()  # the loop's own clock steps by milliseconds
         found = await server.compute(request, work)
-        answer = _found(found, own is not None) | {"seconds": round(time.perf_counter() - started, 5)}
+        answer = _found(found, own) | {"seconds": round(time.perf_counter() - started, 5)}
         server.note(request, asked=body.model_dump(), answered=answer["answer"])
         return answer
 
@@ -58,12 +58,13 @@ def routes(server: Server) -> APIRouter:
     @api.post("/documents", summary="Add files", status_code=201)
     async def upload(request: Request, response: Response, files: Annotated[list[UploadFile], File()]) -> Any:
         held = library()
-        contents = [(f.filename or "document", await f.read()) for f in files]
         added, refused, status = [], [], 422
-        for name, content in contents:
+        for sent in files:
+            name = sent.filename or "document"
 
-            def store(name: str = name, content: bytes = content) -> dict[str, Any]:
-                entry, new = held.add(name, content, wanted=_is_wanted)
+            # a file lies on disk until its turn comes
+            def store(name: str = name, file: BinaryIO = sent.file) -> dict[str, Any]:
+                entry, new = held.add(name, file.read(), wanted=_is_wanted)
                 return asdict(entry) | {"new": new}
 
             try:
@@ -86,9 +87,10 @@ def routes(server: Server) -> APIRouter:
         held = library()
         if not 0 < page < 1 << 31:
             raise HTTPException(404, f"no page {page}")
-        found = await server.compute(request, lambda: held.page(id, page))
+        found, (before, after) = await server.compute(request, lambda: held.page(id, page))
         headings = [{"start": at, "text": heading} for at, heading in found.headings]
-        return {"number": found.number, "label": found.label, "text": found.text, "headings": headings}
+        place = {"number": found.number, "label": found.label, "before": before, "after": after}
+        return {**place, "text": found.text, "headings": headings}
 
     @api.get("/documents/{id}/file", summary="The file itself")
     async def file(request: Request, id: str) -> FileResponse:
@@ -101,7 +103,7 @@ def routes(server: Server) -> APIRouter:
         return FileResponse(
             path,
             media_type=kind or "application/octet-stream",
-            filename=name_of(str(path)),
+            filename=held.name(str(path)),
             content_disposition_type=how,
             # the strict policy of pages keeps browsers from showing a PDF
             headers={"Content-Security-Policy": "frame-ancestors 'none'"} if kind == "application/pdf" else {},
@@ -115,10 +117,12 @@ def _is_wanted() -> bool:
     return ticket is None or not ticket.cancelled
 
 
-def _found(found: Found, indexed: bool) -> dict[str, Any]:
+def _found(found: Found, library: Library | None) -> dict[str, Any]:
     def place(p: Place) -> dict[str, Any]:
         """Clients know a file by its number, and never learn where it lies here."""
-        return {**p.fields(), "file": name_of(p.file), "document": number_of(p.file) if indexed else None}
+        if library is None:
+            return {**p.fields(), "document": None}
+        return {**p.fields(), "file": library.name(p.file), "document": id_of(p.file)}
 
     return {
         "answer": found.citations[0].text if found.citations else None,

@@ -5,6 +5,7 @@ file never becomes a path.
 """
 
 import hashlib
+import logging
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -12,17 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from thinbert.corpus.index import BusyError, Corpus, File, absolute
+from thinbert.corpus.documents import Document
+from thinbert.corpus.index import BusyError, Corpus, File, Writer, absolute, id_of
 from thinbert.corpus.pages import Page
 from thinbert.corpus.readers import READERS
-from thinbert.errors import InputError
+from thinbert.errors import CancelledError, InputError
 from thinbert.model.checkpoint import write_atomic
-from thinbert.serve.batching import CancelledError
 from thinbert.serve.parse import parse_apart
 
-_ID = 16  # hexadecimal digits
+_log = logging.getLogger("thinbert.serve")
+
+_HASH = 16  # hexadecimal digits of the content's hash, with which the name of a stored upload begins
+_OURS = re.compile(rf"[0-9a-f]{{{_HASH}}}-")
 _NAME = 160  # bytes of a file's own name that are kept
-_OURS = re.compile(rf"[0-9a-f]{{{_ID}}}-")  # how the names of stored uploads begin
 
 
 class UnknownDocumentError(InputError):
@@ -58,12 +61,32 @@ class Library:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Drops uploads, whole or in part, that a killed process had not indexed yet: nobody was told of them."""
-        with suppress(BusyError), self.corpus.writer():  # else another server may be storing one now
+        """Makes uploads and index agree: what was half stored when a process was killed goes, and what is stored whole
+        is indexed, whether it was not yet or the index is a new one."""
+        with suppress(BusyError), self.corpus.writer() as writer:  # else another server may be storing one now
+            self.corpus.reload()
             known = {f.path for f in self.corpus.files()}
-            for path in self._uploads.iterdir():
-                if path.is_file() and str(path) not in known and _OURS.match(path.name.lstrip(".")):
+            for path in sorted(self._uploads.iterdir()):
+                if not path.is_file() or str(path) in known or not _OURS.match(path.name.lstrip(".")):
+                    continue
+                if path.name.startswith("."):
                     path.unlink()
+                    continue
+                try:
+                    content = path.read_bytes()
+                    document = parse_apart(path.name, content, path.suffix.lower())
+                except (InputError, OSError) as e:
+                    _log.info(f"{path}: is stored and cannot be read: {e}")
+                    continue
+                self._index(writer, path, content, document)
+            writer.commit()
+        self.corpus.reload()
+
+    def _index(self, writer: Writer, path: Path, content: bytes, document: Document) -> File:
+        at = path.stat()
+        sha256 = hashlib.sha256(content).hexdigest()
+        about = File(str(path), at.st_size, at.st_mtime_ns, sha256, len(document.pages), 0, document.notes)
+        return replace(about, passages=self.corpus.put(writer, document, about))
 
     def entries(self) -> list[Entry]:
         return [self._entry(f) for f in self.corpus.files()]
@@ -88,11 +111,10 @@ class Library:
         suffix = Path(tame).suffix.lower()
         if suffix not in READERS:
             raise InputError(f"{tame}: of no kind that is read ({' '.join(sorted(READERS))})")
-        sha256 = hashlib.sha256(content).hexdigest()
-        path = self._uploads / f"{sha256[:_ID]}-{tame}"
-        document = parse_apart(tame, content, suffix)
+        path = self._uploads / f"{hashlib.sha256(content).hexdigest()[:_HASH]}-{tame}"
+        document = parse_apart(tame, content, suffix, wanted=wanted)
         with self._change:
-            known = self.corpus.file(str(path))
+            known = self.corpus.file(id_of(str(path)))
             if known is not None:
                 return self._entry(known), False
             if not wanted():
@@ -100,9 +122,7 @@ class Library:
             with self.corpus.writer() as writer:  # first: where another process holds it, nothing is stored
                 try:
                     write_atomic(path, content)
-                    at = path.stat()
-                    about = File(str(path), at.st_size, at.st_mtime_ns, sha256, len(document.pages), 0, document.notes)
-                    about = replace(about, passages=self.corpus.put(writer, document, about))
+                    about = self._index(writer, path, content, document)
                     writer.commit()
                 except BaseException as e:
                     path.unlink(missing_ok=True)
@@ -121,7 +141,7 @@ class Library:
         """
         with self._change:
             file = self._file(number)
-            if not self._is_upload(file):
+            if not self._is_upload(file.path):
                 raise InputError("is no upload: it belongs to a folder that was indexed, and goes with its file there")
             with self.corpus.writer() as writer:
                 writer.remove(file.path)
@@ -129,15 +149,15 @@ class Library:
             Path(file.path).unlink(missing_ok=True)
             self.corpus.reload()
 
-    def page(self, number: str, page: int) -> Page:
-        """A page's text, empty where it has none. Raises UnknownDocumentError."""
+    def page(self, number: str, page: int) -> tuple[Page, tuple[int | None, int | None]]:
+        """A page, and the numbers of those before and after it. Raises UnknownDocumentError, also for one without
+        text."""
         file = self._file(number)
+        view = self.corpus.view()
         try:
-            return self.corpus.page(file.path, page)
+            return view.page(file.path, page), view.beside(file.path, page)
         except InputError:
-            if page <= file.pages:
-                return Page("", page)
-            raise UnknownDocumentError(f"{_shown(file)} has no page {page}") from None
+            raise UnknownDocumentError(f"{self.name(file.path)} has no page {page}, or none with text") from None
 
     def path(self, number: str) -> Path:
         """The file itself. Raises UnknownDocumentError, also where it is gone."""
@@ -146,35 +166,22 @@ class Library:
             raise UnknownDocumentError("the file is gone; index its folder again")
         return path
 
+    def name(self, path: str) -> str:
+        """What people call a file: its name, less what `add` put before it."""
+        name = Path(path).name
+        return _OURS.sub("", name, count=1) if self._is_upload(path) else name
+
     def _file(self, number: str) -> File:
-        for file in self.corpus.files():
-            if number_of(file.path) == number:
-                return file
-        raise UnknownDocumentError(f"no document {number[:_ID]!r}")
+        file = self.corpus.file(number)
+        if file is None:
+            raise UnknownDocumentError(f"no document {number[:_HASH]!r}")
+        return file
 
-    def _is_upload(self, file: File) -> bool:
-        return Path(file.path).parent == self._uploads
+    def _is_upload(self, path: str) -> bool:
+        return Path(path).parent == self._uploads
 
-    def _entry(self, file: File) -> Entry:
-        return Entry(
-            number_of(file.path), _shown(file), file.size, file.pages, file.passages, file.notes, self._is_upload(file)
-        )
-
-
-def number_of(path: str) -> str:
-    """What a document is called in URLs."""
-    return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:_ID]
-
-
-def name_of(path: str) -> str:
-    """What people call a file: its name, less what `add` put before it."""
-    name = Path(path).name
-    begin = _OURS.match(name)
-    return name[begin.end() :] if begin else name
-
-
-def _shown(file: File) -> str:
-    return name_of(file.path)
+    def _entry(self, f: File) -> Entry:
+        return Entry(f.id, self.name(f.path), f.size, f.pages, f.passages, f.notes, self._is_upload(f.path))
 
 
 def _tame(name: str) -> str:

@@ -1,34 +1,52 @@
 """An upload to pages, in a process of its own with bounded time and memory: what a file does to its reader stays there.
 
-Run as `python -m thinbert.serve.parse NAME SUFFIX`: bytes on standard input, one JSON object on standard output.
+Run as `python -m thinbert.serve.parse NAME SUFFIX SECONDS MEMORY`: bytes on standard input, one JSON object on standard
+output.
 """
 
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 from thinbert.corpus.documents import Document, parse_document
 from thinbert.corpus.pages import Page
-from thinbert.errors import InputError
+from thinbert.errors import CancelledError, InputError
 
 SECONDS, MEMORY = 60, 2 << 30  # of processor time, and bytes
+PATIENCE = 2 * SECONDS  # by the clock, for a machine that is busy
 
 
-def parse_apart(name: str, content: bytes, suffix: str) -> Document:
+def parse_apart(name: str, content: bytes, suffix: str, *, wanted: Callable[[], bool] = lambda: True) -> Document:
     """What documents.parse_document makes of it.
 
+    Args:
+        wanted: asked now and then; once it says no, reading ends.
     Raises:
         InputError: it cannot be read, or takes too long or too much memory.
+        CancelledError: it is wanted no more.
     """
-    command = [sys.executable, "-m", "thinbert.serve.parse", name, suffix]
+    command = [sys.executable, "-m", "thinbert.serve.parse", name, suffix, str(SECONDS), str(MEMORY)]
+    latest = time.monotonic() + PATIENCE
+    given: bytes | None = content
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        try:
+            while True:
+                try:
+                    made, _ = child.communicate(given, timeout=0.2)
+                    break
+                except subprocess.TimeoutExpired:
+                    given = None  # it is on its way
+                if not wanted():
+                    raise CancelledError("the upload was withdrawn")
+                if time.monotonic() > latest:
+                    raise InputError(f"{name}: takes more than {SECONDS} seconds to read; split it")
+        finally:
+            child.kill()
     try:
-        # twice the time, for a machine that is busy
-        done = subprocess.run(command, input=content, capture_output=True, timeout=2 * SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise InputError(f"{name}: takes more than {SECONDS} seconds to read; split it") from None
-    try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(made)
     except ValueError:
         raise InputError(f"{name}: takes more than {SECONDS} seconds or {MEMORY >> 30} GB to read; split it") from None
     if "error" in answer:
@@ -43,9 +61,10 @@ def parse_apart(name: str, content: bytes, suffix: str) -> Document:
 def main() -> None:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    name, suffix = sys.argv[1:]
+    name, suffix, *limits = sys.argv[1:]
+    seconds, memory = map(int, limits)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         document = parse_document(name, sys.stdin.buffer.read(), suffix)
         answer = {"pages": [asdict(p) for p in document.pages], "notes": document.notes}

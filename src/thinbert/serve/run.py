@@ -1,6 +1,7 @@
 """`thinbert serve`: models, documents and settings to a running server."""
 
 import logging
+import math
 import signal
 import socket
 import sys
@@ -20,7 +21,6 @@ from thinbert.serve.library import Library
 
 _log = logging.getLogger("thinbert.serve")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_DRAIN = 30  # seconds that requests in flight have when the server is told to end
 _SWITCH = 0.0005  # seconds a thread keeps the interpreter: a pass that has ended should not wait long to say so
 
 
@@ -51,6 +51,8 @@ def serve(
     loaded = _models(models, precision, threads)
     with ExitStack() as stack:
         if index is None:
+            if uploads is not None:
+                raise InputError("--uploads needs --index, which keeps what is known of them")
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thinbert-")))
             library = Library(folder / "index", folder / "uploads")
             kept = "kept until the server ends; give --index FOLDER to keep them"
@@ -69,7 +71,11 @@ def serve(
         if host not in _LOOPBACK and not settings.keys:
             _log.info("anyone who reaches this address may ask and add documents; --api-key asks for a key")
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=_DRAIN, server_header=False
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=math.ceil(settings.timeout),
+            server_header=False,
         )
         # uvicorn drains, and then raises the signal it was told to end by again: that is no fault of ours
         signal.signal(signal.SIGTERM, lambda number, frame: None)

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import HTTPException, Request
@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from thinbert.api import Model
 from thinbert.corpus.index import BusyError
-from thinbert.errors import InputError
-from thinbert.serve.batching import Batcher, CancelledError, Ticket, current_ticket
+from thinbert.errors import CancelledError, InputError
+from thinbert.serve.batching import Batcher, Ticket, current_ticket
 from thinbert.serve.library import Library, UnknownDocumentError
 from thinbert.serve.limits import Metrics
+
+_CHANGES = 4  # of the documents that are worked on at a time
 
 T = TypeVar("T")
 Text = Annotated[str, Field(min_length=1)]
@@ -27,7 +29,6 @@ class Settings:
     max_upload_mb: float = 100.0
     max_waiting: int = 256  # requests in flight, after which others are turned away
     timeout: float = 30.0  # seconds for a request
-    threads: int = 32  # requests that are worked on at a time; the engine has its own
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()  # that browsers may ask from, other than our own page
     hosts: tuple[str, ...] = ()  # names the server goes by; any, where there are none
@@ -47,7 +48,12 @@ class Server:
     def __init__(self, models: Mapping[str, Model], library: Library | None, settings: Settings) -> None:
         if not models:
             raise InputError("no model to serve")
-        if not all(key.strip() for key in settings.keys):
+        settings = replace(
+            settings,
+            keys=tuple(key.strip() for key in settings.keys),  # those in files end in a line end
+            origins=tuple(origin.rstrip("/") for origin in settings.origins),
+        )
+        if not all(settings.keys):
             raise InputError("a key is empty; everybody would have it")
         self.models, self.library, self.settings = dict(models), library, settings
         self.metrics = Metrics()
@@ -56,9 +62,10 @@ class Server:
             batcher = Batcher(model.runtime, observe=self.metrics.observe_pass)
             self._batchers.append(batcher)
             model.runtime = batcher
-        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="thinbert")
-        # one thread: changes of the documents wait for each other anyway
-        self._changes = ThreadPoolExecutor(1, thread_name_prefix="thinbert-documents")
+        # a thread for each, so that none stands behind another before it comes to the batcher, which takes from all
+        self._pool = ThreadPoolExecutor(settings.max_waiting, thread_name_prefix="thinbert")
+        # few: each may have a file in memory, and a process that reads it
+        self._changes = ThreadPoolExecutor(_CHANGES, thread_name_prefix="thinbert-documents")
         self.in_flight = 0
         self.ready = False  # takes requests
 
@@ -82,7 +89,7 @@ class Server:
         """Runs the work in a thread, unless too many wait, it takes too long, or the client goes.
 
         Args:
-            changes: the work changes the documents; it has a thread of its own, and four times as long.
+            changes: the work changes the documents; it has threads of its own, and four times as long.
 
         Raises HTTPException: 429, 503, 504 or (seen by nobody) 499; 404 where the work finds no such document, and 422
         where it refuses its input.
@@ -111,6 +118,8 @@ class Server:
             if gone.done():
                 raise HTTPException(499, "the client has gone")
             raise HTTPException(504, f"not done within {timeout:g} seconds")
+        except asyncio.CancelledError:
+            raise HTTPException(503, "the server is closing") from None
         except (CancelledError, BusyError) as e:
             raise HTTPException(503, str(e), headers={"Retry-After": "1"}) from None
         except UnknownDocumentError as e:

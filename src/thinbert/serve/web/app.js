@@ -146,25 +146,23 @@ function chars(text, count) {
 
 async function open(c, context, page = c.page) {
   const own = context !== undefined;
+  let found = { text: context, label: "", before: null, after: null };
   try {
-    const found = own ? { text: context, label: "", number: 1 } : await call("GET", `/v1/documents/${c.document}/pages/${page}`);
+    if (!own) found = await call("GET", `/v1/documents/${c.document}/pages/${page}`);
     $("source-title").textContent = own ? "Pasted text" : `${c.file}, page ${page}${found.label && found.label !== String(page) ? ` (${found.label})` : ""}`;
-    if (page === c.page) {
-      const from = chars(found.text, c.start), to = chars(found.text, c.end);
-      $("page").replaceChildren(found.text.slice(0, from), make("mark", { text: found.text.slice(from, to) }), found.text.slice(to));
-    } else {
-      $("page").replaceChildren(found.text.trim() ? found.text : make("p", { class: "dim", text: "No text on this page." }));
-    }
+    const from = chars(found.text, c.start), to = chars(found.text, c.end);
+    $("page").replaceChildren(...(page === c.page
+      ? [found.text.slice(0, from), make("mark", { text: found.text.slice(from, to) }), found.text.slice(to)] : [found.text]));
   } catch (e) {
-    if (page !== c.page && e.status === 404) return; // past the last page
     $("page").replaceChildren(fault(e.message));
   }
   $("original").hidden = own || Boolean(key.value); // a plain link cannot carry a key
   if (!own) $("original").href = `/v1/documents/${c.document}/file#page=${page}`;
   $("turn").hidden = own;
-  $("before").disabled = page <= 1;
-  $("before").onclick = () => open(c, context, page - 1);
-  $("after").onclick = () => open(c, context, page + 1);
+  for (const to of ["before", "after"]) {
+    $(to).disabled = found[to] === null;
+    $(to).onclick = () => open(c, context, found[to]);
+  }
   if (!$("source").open) $("source").showModal();
   const mark = $("page").querySelector("mark");
   if (mark) mark.scrollIntoView({ block: "center" });
