@@ -61,14 +61,27 @@ def resident_mb(pid: int) -> float:
 def load(name: str, command: list[str], port: int, script: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
-    url = f"http://127.0.0.1:{port}/predict"
+    try:
+        return measure(name, process, f"http://127.0.0.1:{port}/predict", script, args)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def measure(
+    name: str, process: subprocess.Popen[bytes], url: str, script: Path, args: argparse.Namespace
+) -> list[dict[str, Any]]:
     body = json.dumps({"question": "Who?", "context": "Anna built it."}).encode()
     for _ in range(600):
         try:
             urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})).read()
             break
         except OSError:
+            if process.poll() is not None:
+                raise SystemExit(f"{name}: the server ended with {process.returncode}") from None
             time.sleep(0.1)
+    else:
+        raise SystemExit(f"{name}: the server does not answer")
     rows = []
     for connections in args.connections:
         before = resident_mb(process.pid)
@@ -82,8 +95,6 @@ def load(name: str, command: list[str], port: int, script: Path, args: argparse.
         row |= {"p50_ms": p50 / 1e3, "p95_ms": p95 / 1e3, "p99_ms": p99 / 1e3, "max_ms": longest / 1e3}
         rows.append(row | {"errors": errors, "mb_before": before, "mb_after": resident_mb(process.pid)})
         print(json.dumps(rows[-1]), flush=True)
-    process.terminate()
-    process.wait()
     return rows
 
 

@@ -162,7 +162,7 @@ def test_an_interrupted_run_goes_on(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_errors_are_counted_over_interruptions(cli: Cli, tmp_path: Path) -> None:
-    rows = [{"question": "Who built it?"} | ({} if n % 2 else {"context": TEXTS[0]}) for n in range(8)]
+    rows = [{"question": "Who built it?"} | ({} if n % 2 else {"context": TEXTS[0]}) for n in range(300)]
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     assert cli("batch", source, "-o", out).code == 0
     whole = out.read_bytes()
@@ -173,7 +173,7 @@ def test_errors_are_counted_over_interruptions(cli: Cli, tmp_path: Path) -> None
     process.wait()
     (tmp_path / "out.jsonl.partial").write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
     found = json.loads(cli("batch", source, "-o", out, "--json").out)
-    assert (found["done"], found["now"], found["errors"]) == (8, 3, 4)
+    assert (found["done"], found["now"], found["errors"]) == (300, 295, 150)
 
 
 def test_a_run_of_nothing_but_errors_fails(cli: Cli, tmp_path: Path) -> None:
@@ -182,6 +182,12 @@ def test_a_run_of_nothing_but_errors_fails(cli: Cli, tmp_path: Path) -> None:
     assert r.code == 2
     assert "3 records, 3 with errors" in r.err
     assert "the first: record 1: frage is missing; there is " in r.err
+
+
+def test_columns_of_one_name_are_refused(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("question,context,note,note\nWho?,Anna built it.,a,b\n")
+    assert "two columns are named 'note'" in cli("batch", source, "-o", "-").err
 
 
 def test_columns_may_stand_apart_by_semicolons(cli: Cli, tmp_path: Path) -> None:
@@ -205,6 +211,8 @@ def test_another_run_is_refused(cli: Cli, tmp_path: Path, tiny_folder: Path) -> 
         r = cli("batch", source, "-o", out, *change)
         assert r.code == 2
         assert message in r.err
+    partial.write_text('{"n": 7, "prediction": {}}\n' * 3)
+    assert "holds 3 records, more than the input or --limit gives" in cli("batch", source, "-o", out, "--limit", 2).err
     partial.write_text('{"n": 7, "prediction": {}}\n')
     assert "does not hold the first records of the input" in cli("batch", source, "-o", out).err
     stamp = source.stat()

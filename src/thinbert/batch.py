@@ -249,6 +249,9 @@ def _raw(source: str) -> Iterator[Mapping[str, Any] | str]:
                     header = beginning.readline(1 << 16).decode("utf-8-sig", "replace")
                 text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
                 rows = csv.DictReader(text, strict=True, delimiter=delimiter_of(header))
+                names = list(rows.fieldnames or ())
+                if twice := [name for name in names if names.count(name) > 1]:
+                    raise InputError(f"{source}: two columns are named {twice[0]!r}; rename one")
                 for row in rows:
                     if row.pop(None, None) is not None:  # where what is over goes
                         yield f"line {rows.line_num} has more columns than the header"
@@ -389,9 +392,11 @@ def _resume(partial: Path, what: dict[str, Any], records: Iterator[Record]) -> t
             errors += "error" in json.loads(line)
     if whole < content_size:
         os.truncate(partial, whole)
-    passed = deque(itertools.islice(records, done), maxlen=1)
+    passed = deque(enumerate(itertools.islice(records, done), 1), maxlen=1)
     kept = {k: v for k, v in json.loads(last).items() if k not in _OWN} if last else {}
-    if done and (not passed or dict(passed[0].fields) != kept):
+    if done and (not passed or passed[0][0] < done):
+        raise InputError(f"{partial}: holds {done} records, more than the input or --limit gives; nothing was changed")
+    if done and dict(passed[0][1].fields) != kept:
         raise InputError(f"{partial}: does not hold the first records of the input; delete it to start over")
     return done, errors
 

@@ -141,14 +141,15 @@ def _ask(
     started = time.perf_counter()
     found = ask(loaded, question, corpus, top_k=top_k, passages=passages, threshold=threshold)
     seconds = time.perf_counter() - started
+    stale = corpus.stale({c.place.file for c in found.citations}) if index is not None else []
     if as_json:
-        show.print_json(show.ask_json(question, found, report, model, seconds))
+        show.print_json(show.ask_json(question, found, report, stale, model, seconds))
     else:
         show.print_skipped(report)
         show.print_found(found)
-        for file in corpus.stale({c.place.file for c in found.citations}) if index is not None else ():
-            again = f"run thinbert index --index {index}"
-            print(f"note: {show.shown(file)} has changed or gone since it was indexed; {again}", file=sys.stderr)
+        for file in stale:
+            name, again = show.one_line(show.shown(file)), f"run thinbert index --index {index}"
+            print(f"note: {name} has changed or gone since it was indexed; {again}", file=sys.stderr)
     raise typer.Exit(0 if found.citations else 1)
 
 
@@ -179,7 +180,7 @@ def _index(
             return
         for f in files:
             counted = f"{show.count(f.pages, 'page')}, {show.count(f.passages, 'passage')}"
-            print(f"{show.shown(f.path)}  {counted}, {show.size(f.size)}")
+            print(f"{show.one_line(show.shown(f.path))}  {counted}, {show.size(f.size)}")
         print(f"{show.count(len(files), 'file')} in {index}")
         return
     corpus = Corpus.create(index) if paths else Corpus.open(index)

@@ -105,7 +105,9 @@ def _place(place: "Place", line: int | None = None) -> str:
     return file if line is None or suffix in _FLOWING else f"{file}:{line}"
 
 
-def ask_json(question: str, found: "Found", report: "Report", model: str, seconds: float) -> dict[str, Any]:
+def ask_json(
+    question: str, found: "Found", report: "Report", stale: list[str], model: str, seconds: float
+) -> dict[str, Any]:
     best = found.citations[0].fields() if found.citations else {"answer": None}
     return {
         "question": question,
@@ -116,6 +118,8 @@ def ask_json(question: str, found: "Found", report: "Report", model: str, second
         "rejected": found.rejected.fields() if found.rejected else None,
         "passages_read": found.read,
         "skipped": [{"file": name, "reason": reason} for name, reason in report.skipped],
+        "notes": [{"file": name, "note": note} for name, note in report.notes],
+        "stale": stale,
         "model": model,
         "seconds": seconds,
     }
