@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <new>
 
 namespace thinbert {
 namespace {
@@ -18,6 +19,7 @@ class Buffer {
   explicit Buffer(size_t count) {
     const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
     data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
+    if (!data_) throw std::bad_alloc();
   }
   T* get() const { return data_.get(); }
 
@@ -116,7 +118,16 @@ struct Heads {
       : bytes(vectors * heads * d * 16), scale(vectors * heads * 16), sum(vectors * heads * 16) {}
 };
 
-// One forward pass: what all threads share.
+// What one thread carries through the pass.
+struct Share {
+  std::vector<Tile> tiles;
+  Scratch scratch;
+  Buffer<float> x;  // of its tiles, and of the shared one
+
+  Share(std::vector<Tile> tiles, Scratch scratch, size_t x) : tiles(std::move(tiles)), scratch(std::move(scratch)), x(x) {}
+};
+
+// One forward pass. All memory is taken before threads begin: there, nobody could be told that there is none.
 class Pass {
  public:
   Pass(const Encoder& encoder, const int32_t* ids, const int32_t* types, const int32_t* lengths, int batch, int threads,
@@ -146,28 +157,28 @@ class Pass {
       shared_result_ = std::make_unique<Buffer<float>>(static_cast<size_t>(e_.width) * kMaxVectors * kLanes);
       shared_inner_ = std::make_unique<ByteTile>(ffn_);
     }
+    int inner = 16;
+    for (const Layer& layer : e_.layers) inner = std::max(inner, pieces(layer.ffn).size);
+    const int columns = std::max(e_.width, e_.max_heads * e_.head_size);
+    for (int t = 0; t < threads; ++t) {
+      std::vector<Tile> tiles = tiles_of(static_cast<int64_t>(n) - shared_.vectors, t);
+      int own = shared_.vectors;
+      for (const Tile& tile : tiles) own += tile.vectors;
+      shares_.emplace_back(std::move(tiles), Scratch(columns, inner, (longest_ + kLanes - 1) / kLanes * kLanes),
+                           static_cast<size_t>(own) * e_.width * kLanes);
+    }
   }
 
   void run(int thread) {
     clock_of_thread.start(outputs_.seconds ? outputs_.seconds + thread * kParts : nullptr);
-    const int n = static_cast<int>(vectors_.size()) - shared_.vectors;
-    const int begin = static_cast<int>(static_cast<int64_t>(n) * thread / threads_);
-    const int end = static_cast<int>(static_cast<int64_t>(n) * (thread + 1) / threads_);
-    const int count = (end - begin + kMaxVectors - 1) / kMaxVectors;
-    std::vector<Tile> tiles;  // as few as can be, of about equal size
-    for (int t = 0, first = begin; t < count; ++t) {
-      const int last = begin + (end - begin) * (t + 1) / count;
-      tiles.push_back({first, last - first});
-      first = last;
-    }
-    int inner = 16;
-    for (const Layer& layer : e_.layers) inner = std::max(inner, pieces(layer.ffn).size);
-    const int columns = std::max(e_.width, e_.max_heads * e_.head_size);
-    Scratch s(columns, inner, (longest_ + kLanes - 1) / kLanes * kLanes);
-    Buffer<float> memory(static_cast<size_t>(end - begin + shared_.vectors) * e_.width * kLanes);
-    const auto x = [&](const Tile& tile) { return memory.get() + static_cast<size_t>(tile.first - begin) * e_.width * kLanes; };
+    Share& mine = shares_[static_cast<size_t>(thread)];
+    Scratch& s = mine.scratch;
+    const std::vector<Tile>& tiles = mine.tiles;
+    const int begin = tiles.empty() ? 0 : tiles.front().first;
+    const int end = tiles.empty() ? 0 : tiles.back().first + tiles.back().vectors;
+    const auto x = [&](const Tile& tile) { return mine.x.get() + static_cast<size_t>(tile.first - begin) * e_.width * kLanes; };
     // of the shared tile, what lies between products every thread does for itself, on an x of its own
-    float* shared_x = memory.get() + static_cast<size_t>(end - begin) * e_.width * kLanes;
+    float* shared_x = mine.x.get() + static_cast<size_t>(end - begin) * e_.width * kLanes;
 
     for (const Tile& tile : tiles) embed(tile, x(tile));
     if (shared_.vectors) embed(shared_, shared_x);
@@ -199,6 +210,19 @@ class Pass {
   }
 
  private:
+  // A thread's part of n vectors, in tiles: as few as can be, of about equal size.
+  std::vector<Tile> tiles_of(int64_t n, int thread) const {
+    const int64_t begin = n * thread / threads_, end = n * (thread + 1) / threads_;
+    const int64_t count = (end - begin + kMaxVectors - 1) / kMaxVectors;
+    std::vector<Tile> tiles;
+    for (int64_t t = 0, first = begin; t < count; ++t) {
+      const int64_t last = begin + (end - begin) * (t + 1) / count;
+      tiles.push_back({static_cast<int>(first), static_cast<int>(last - first)});
+      first = last;
+    }
+    return tiles;
+  }
+
   void meet() {
     barrier_.wait();
     lap(kWaiting);
@@ -404,6 +428,7 @@ class Pass {
   Barrier barrier_;
   int threads_ = 1, longest_ = 0, ffn_ = 0;
   Tile shared_ = {0, 0};
+  std::vector<Share> shares_;
   std::vector<Vector> vectors_;
   std::vector<Sequence> sequences_;
   std::unique_ptr<Heads> queries_, keys_[2], values_[2];

@@ -75,7 +75,7 @@ struct Kernels {
                    const Rows& rows);
 
   // Per token: low = min(0, x), high = max(0, x) over the rows; scale = max(high - low, kSmallest) / 255 and
-  // zero = rint(-low / scale); q = clamp(rint(x / scale) + zero, 0, 255). Rows past the last, to a multiple of 4, are 0.
+  // zero = rint(-low / scale); q = min(rint(x / scale + zero), 255). Rows past the last, to a multiple of 4, are 0.
   void (*quantize)(const float* x, int rows, int vectors, uint8_t* q, float* scale, int32_t* zero);
   // The same of activation(x), which replaces x.
   void (*activate_quantize)(Activation kind, float* x, int rows, int vectors, uint8_t* q, float* scale, int32_t* zero);

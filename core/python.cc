@@ -75,6 +75,7 @@ class PyEncoder {
   PyEncoder(const std::string& isa, int threads, int width, int head_size, int activation, float eps,
             std::vector<double> costs)
       : set_(find_set(isa)), pool_(threads), costs_{costs.at(0), costs.at(1), costs.at(2)} {
+    require(threads > 0 && width > 0 && width % 16 == 0, "threads or width");
     require(head_size == 32 || head_size == 64, "head size is neither 32 nor 64");
     require(activation >= 0 && activation <= 2, "unknown activation");
     e_.kernels = set_.kernels;
@@ -146,20 +147,21 @@ class PyEncoder {
 
   // Seconds by part of the pass, the mean of all threads, as of one pass over the same inputs as `forward`.
   nb::dict profile(Array<int32_t, 1> ids, Array<int32_t, 1> types, Array<int32_t, 1> lengths) {
-    static constexpr const char* names[kParts] = {"products", "attention", "activation", "quantising", "norms", "embeddings", "waiting"};
-    std::vector<double> seconds(static_cast<size_t>(pool_.size()) * kParts);
+    static constexpr const char* names[kParts] = {"products", "attention",  "activation", "quantising",
+                                                  "norms",    "embeddings", "waiting"};
+    std::vector<double> seconds(static_cast<size_t>(pool_->size()) * kParts);
     run(ids, types, lengths, {nullptr, nullptr, nullptr, seconds.data()});
     nb::dict parts;
     for (int part = 0; part < kParts; ++part) {
       double sum = 0;
-      for (int t = 0; t < pool_.size(); ++t) sum += seconds[static_cast<size_t>(t) * kParts + part];
-      parts[names[part]] = sum / pool_.size();
+      for (int t = 0; t < pool_->size(); ++t) sum += seconds[static_cast<size_t>(t) * kParts + part];
+      parts[names[part]] = sum / pool_->size();
     }
     return parts;
   }
 
   std::string isa() const { return set_.name; }
-  int threads() const { return pool_.size(); }
+  int threads() const { return pool_->size(); }
 
  private:
   void run(const Array<int32_t, 1>& ids, const Array<int32_t, 1>& types, const Array<int32_t, 1>& lengths,
@@ -178,13 +180,16 @@ class PyEncoder {
     }
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(mutex_);
-    e_.forward(ids.data(), types.data(), lengths.data(), static_cast<int>(lengths.shape(0)), pool_, outputs);
+    e_.forward(ids.data(), types.data(), lengths.data(), static_cast<int>(lengths.shape(0)), *pool_, outputs);
   }
 
-  static Norm norm(const Array<float, 1>& weight, const Array<float, 1>& bias) { return {floats(weight), floats(bias)}; }
+  Norm norm(const Array<float, 1>& weight, const Array<float, 1>& bias) const {
+    require(weight.shape(0) == static_cast<size_t>(e_.width) && bias.shape(0) == weight.shape(0), "norm shape");
+    return {floats(weight), floats(bias)};
+  }
 
   const InstructionSet& set_;
-  ThreadPool pool_;
+  PoolOwner pool_;
   const Costs costs_;
   Encoder e_;
   nb::object kept_;

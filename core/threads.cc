@@ -3,6 +3,9 @@
 #if defined(__linux__)
 #include <sched.h>
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -19,6 +22,14 @@ constexpr int kIdleSpins = 1 << 14;
 inline void pause() {
 #if defined(__x86_64__)
   _mm_pause();
+#endif
+}
+
+long current_process() {
+#if defined(__unix__) || defined(__APPLE__)
+  return getpid();
+#else
+  return 0;  // no forks
 #endif
 }
 
@@ -61,16 +72,29 @@ void Barrier::wait() {
 }
 
 ThreadPool::ThreadPool(int threads) {
-  for (int t = 1; t < threads; ++t) workers_.emplace_back(&ThreadPool::work, this, t);
+  try {
+    for (int t = 1; t < threads; ++t) workers_.emplace_back(&ThreadPool::work, this, t);
+  } catch (...) {  // the system gives no more
+    end();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { end(); }
+
+void ThreadPool::end() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
+}
+
+PoolOwner::PoolOwner(int threads) : pool_(new ThreadPool(threads)), process_(current_process()) {}
+
+PoolOwner::~PoolOwner() {
+  if (current_process() == process_) delete pool_;
 }
 
 void ThreadPool::run(Job job, void* context) {

@@ -36,6 +36,7 @@ class ThreadPool {
 
  private:
   void work(int thread);
+  void end();
 
   std::vector<std::thread> workers_;
   Job job_ = nullptr;  // written before round_ is raised, read after it was seen raised
@@ -46,6 +47,21 @@ class ThreadPool {
   std::atomic<bool> stop_{false};
   std::mutex mutex_;  // for those who gave up spinning
   std::condition_variable wake_, done_;
+};
+
+// Owns a pool. After a fork, the child has a copy of it whose threads stayed behind: it can only be left alone.
+class PoolOwner {
+ public:
+  explicit PoolOwner(int threads);
+  ~PoolOwner();
+  PoolOwner(const PoolOwner&) = delete;
+  PoolOwner& operator=(const PoolOwner&) = delete;
+  ThreadPool& operator*() const { return *pool_; }
+  ThreadPool* operator->() const { return pool_; }
+
+ private:
+  ThreadPool* pool_;
+  long process_;
 };
 
 }  // namespace thinbert

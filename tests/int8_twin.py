@@ -88,7 +88,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     (qi, qs), (ki, ks), (vi, vs) = symmetric(q), symmetric(k), symmetric(v)
     scores = (qi @ ki.T).astype(f32) * ks
     scale = qs[:, None] * f32(math.log2(math.e) / math.sqrt(q.shape[1]))
-    e = exp2(fma(scores, scale, -scores.max(axis=1, keepdims=True) * scale))
+    e = exp2((scores - scores.max(axis=1, keepdims=True)) * scale)
     unit = f32(255) / vs.max()
     p = np.rint(e.astype(f64) * (vs * unit)).astype(np.int64)
     return (p @ vi).astype(f32) * ((f32(1) / unit) / e.sum(axis=1))[:, None]

@@ -19,6 +19,7 @@ from thinbert.model.blocks import to_blocks
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint
 from thinbert.model.config import ACTIVATIONS
 from thinbert.model.families import FAMILIES
+from thinbert.model.pack import pack
 from thinbert.model.quantize import quantize_rows
 from thinbert.runtime import engine as engine_module
 from thinbert.runtime.engine import COSTS_FILE, FORMS, Engine, choose_isa, choose_threads, costs, usable_cores
@@ -96,7 +97,8 @@ def forced(checkpoint: Checkpoint, isa: str, form: int, threads: int) -> Encoder
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bit_equal_on_every_instruction_set_form_and_thread_count(tmp_path: Path, activation: str) -> None:
-    config = tiny.bert_config(hidden_act=activation, intermediate_size=803)
+    # 1500: two pieces of 752 rows, and the second begins inside what would be a group of 32
+    config = tiny.bert_config(hidden_act=activation, intermediate_size=1500 if activation == "relu" else 803)
     checkpoint = checkpoint_of(tmp_path, config, None)
     # 14 vectors: own tiles for two threads, two vectors shared by three; 3 vectors: shared by all
     inputs = [tiny.ragged(lengths) for lengths in (LENGTHS, [41])]
@@ -111,6 +113,74 @@ def test_bit_equal_on_every_instruction_set_form_and_thread_count(tmp_path: Path
                 for (ids, types, lengths), right in zip(inputs, expected, strict=True):
                     got = encoder.forward(ids, types, np.array(lengths, np.int32), 2)
                     np.testing.assert_array_equal(got, right, err_msg=f"{isa}, {FORMS[form]}, {threads} threads")
+
+
+def test_bit_equal_with_odd_layers(tmp_path: Path) -> None:
+    """Two pieces of a width, a layer without heads, one without neurons, more threads than vectors."""
+    config = tiny.bert_config(hidden_size=832, num_attention_heads=26, intermediate_size=96, num_hidden_layers=3)
+    tensors = tiny.bert_tensors(config)
+    for seed, stem in enumerate(tiny.linear_stems(config)):
+        tiny.prune(tensors, stem, 0.2, (1, 4), seed)
+    tensors["bert.encoder.layer.0.attention.self.value.weight"][:] = 0
+    tensors["bert.encoder.layer.1.intermediate.dense.weight"][:] = 0
+    tensors["bert.encoder.layer.2.attention.self.value.weight"][64:] = 0
+    pack(read_checkpoint(tiny.write_model(tmp_path / "m", config, tensors)), tmp_path / "packed")
+    checkpoint = read_checkpoint(tmp_path / "packed")
+    assert (checkpoint.config.heads, checkpoint.config.ffn) == ((0, 26, 2), (96, 0, 96))
+    ids, types, lengths = tiny.ragged([3, 30])
+    expected = forced(checkpoint, "generic", 0, 1).forward(ids, types, np.array(lengths, np.int32), 2)
+    exact = Reference(checkpoint).hidden(ids, types, lengths)
+    assert np.abs(expected - exact).mean() < 2e-2 * np.abs(exact).max()
+    for isa in ISAS:
+        for form in range(len(FORMS)):
+            for threads in (1, 2, 5):
+                got = forced(checkpoint, isa, form, threads).forward(ids, types, np.array(lengths, np.int32), 2)
+                np.testing.assert_array_equal(got, expected, err_msg=f"{isa}, {FORMS[form]}, {threads} threads")
+
+
+def test_scores_past_all_bounds(tmp_path: Path) -> None:
+    """Where the best key is ahead by tens of thousands, it has all the weight."""
+    config = tiny.bert_config(num_hidden_layers=1)
+    tensors = tiny.bert_tensors(config)
+    for name in ("query", "key"):
+        tensors[f"bert.encoder.layer.0.attention.self.{name}.weight"] *= 300
+    checkpoint = read_checkpoint(tiny.write_model(tmp_path / "m", config, tensors))
+    ids, types, lengths = tiny.ragged([40])
+    expected = int8_twin.hidden(checkpoint, ids, types, lengths)
+    for isa in ISAS:
+        got = Engine(checkpoint, isa=isa).hidden(ids, types, lengths)
+        assert np.mean(np.abs(got - expected).max(axis=1) < 1e-3 * np.abs(expected).max()) > 0.9
+
+
+def test_very_many_short_sequences(tmp_path: Path) -> None:
+    """More vectors than the square root of what an int holds."""
+    config = tiny.bert_config(
+        hidden_size=32, num_attention_heads=1, intermediate_size=32, num_hidden_layers=1, max_position_embeddings=8
+    )
+    checkpoint = checkpoint_of(tmp_path, config)
+    ids, types, lengths = tiny.ragged([1] * 100_000)
+    first = Engine(checkpoint, threads=1).first_tokens(ids, types, lengths)
+    again = Engine(checkpoint, threads=1).first_tokens(ids[-100:], types[-100:], lengths[-100:])
+    np.testing.assert_array_equal(first[-100:], again)
+
+
+def test_memory_that_is_not_there(tmp_path: Path) -> None:
+    """Is an error, and not a fault in some thread."""
+    code = (
+        "import sys, resource, numpy as np, thinbert\nm = thinbert.load(sys.argv[1], threads=2)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)\n"
+        "n = np.ones(60 * 20_000, np.int32)\n"
+        "try: m.forward(n, n * 0, [60] * 20_000)\nexcept MemoryError: print('said')\n"
+        "try: thinbert.load(sys.argv[1], threads=1000)\nexcept thinbert.InputError as e: print(e)\n"
+    )
+    folder = tiny.write_model(tmp_path / "m", config := tiny.bert_config(), tiny.bert_tensors(config))
+    load(folder)  # packed before
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60)
+    said, threads = done.stdout.splitlines()
+    assert said == "said"
+    assert threads.startswith("1000 threads cannot be started (")
+    assert done.returncode == 0
 
 
 def test_extreme_bytes_do_not_saturate(tmp_path: Path) -> None:
@@ -190,6 +260,18 @@ def test_after_a_fork(tmp_path: Path, tiny_folder: Path) -> None:
     out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     assert out[0] == "this model was loaded before a fork, and its threads stayed behind; load it in the child"
     assert out[1]
+
+
+def test_a_child_may_load_its_own(tiny_folder: Path) -> None:
+    """What it was born with is let go of without waiting for threads that it does not have."""
+    code = (
+        "import os, sys, thinbert\nm = thinbert.load(sys.argv[1], threads=3)\nif os.fork() == 0:\n"
+        "    m = thinbert.load(sys.argv[1], threads=3)\n    print(m.answer('who', 'the tower').text, flush=True)\n"
+        "    sys.exit(7)\nprint(os.waitstatus_to_exitcode(os.wait()[1]))\nprint(m.answer('who', 'the tower').text)"
+    )
+    command = [sys.executable, "-c", code, str(tiny_folder)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert (out[0], out[1]) == (out[2], "7")
 
 
 # --- choices ----------------------------------------------------------------------------------------------------------

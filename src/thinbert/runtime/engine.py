@@ -137,15 +137,12 @@ class Engine:
             )
         self._pid = os.getpid()
         self.isa, self.threads = choose_isa(isa), choose_threads(threads)
-        self._core = Encoder(
-            self.isa,
-            self.threads,
-            config.width,
-            config.head_size,
-            ACTIVATIONS.index(config.activation),
-            config.norm_eps if config.norm == "layer_norm" else -1.0,
-            list(costs(self.isa)),
-        )
+        eps = config.norm_eps if config.norm == "layer_norm" else -1.0
+        activation, known = ACTIVATIONS.index(config.activation), list(costs(self.isa))
+        try:
+            self._core = Encoder(self.isa, self.threads, config.width, config.head_size, activation, eps, known)
+        except RuntimeError as e:
+            raise InputError(f"{self.threads} threads cannot be started ({e}); ask for fewer") from None
         family = FAMILIES[config.family]
         stems = {field: family.prefix + stem for field, stem in family.embeddings.items()}
         tables = [_table(checkpoint, stem) for field, stem in stems.items() if field != "norm"]
