@@ -1,11 +1,13 @@
 """Reading model folders: the forms the published models come in, and everything that must be refused."""
 
+import copy
 import json
 import os
 import pickle
 import re
 import struct
 import tempfile
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -321,6 +323,9 @@ def test_scales_must_fit(tmp_path: Path) -> None:
     tensors["qa_outputs.weight_scale"] = np.ones(3, np.float32)
     with pytest.raises(ModelError, match=r"found scales \[3\] of float32, expected \[2\]"):
         load(tiny.write_model(tmp_path / "b", config, tensors), precision="float32")
+    tensors["qa_outputs.weight_scale"] = np.array([1, np.nan], np.float32)
+    with pytest.raises(ModelError, match=r"int8 qa_outputs\.weight: its scales hold NaN or infinity"):
+        load(tiny.write_model(tmp_path / "c", config, tensors))
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -352,6 +357,7 @@ def test_scales_must_fit(tmp_path: Path) -> None:
         ({"thinbert": {"no_answer_calibration": [1]}}, r"no_answer_calibration is \[1\]; expected \[slope above 0"),
         ({"thinbert": {"no_answer_calibration": [-1, 0]}}, r"calibration is \[-1, 0\]; expected \[slope above 0"),
         ({"thinbert": {"no_answer_calibration": "x"}}, "calibration is 'x'; expected"),
+        ({"intermediate_size": (1 << 18) + 4}, "intermediate_size is 262148; expected a whole number from 1 to 262144"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label is .*; expected class numbers"),
     ],
 )
@@ -569,6 +575,8 @@ def test_hand_written_pickle_is_read(tmp_path: Path) -> None:
         (storage_pickle(6, (2, 2), (-1, 1)), "a tensor with a malformed layout"),
         (storage_pickle(6, (2, 2), (1,)), "2 sizes and 1 strides"),
         (storage_pickle(7, (6,), (1,)), "buffer '0' of 24 bytes where 7 values of F32 take 28"),
+        (storage_pickle(6, (2,) * 9, (1,) * 9), "a tensor with a malformed layout"),
+        (storage_pickle(6, (10**400, 0), (1, 1)), "a tensor with a malformed layout"),
         (pickle.dumps([1, 2]), "it holds a list, not a dictionary of tensors"),
         (pickle.dumps({"epoch": 3}), "entry 'epoch' is a int, not a tensor"),
     ],
@@ -586,6 +594,21 @@ def test_compressed_entries_are_refused(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", pickle.dumps({}))
         archive.writestr("archive/data/0", b"\0" * 10_000_000)
     with pytest.raises(ModelError, match=r"a compressed entry .* which torch never writes"):
+        read_torch(path)
+
+
+def test_entries_may_not_overlap(tmp_path: Path) -> None:
+    """One buffer of the file under many names would be as many in memory."""
+    path = tmp_path / "w.bin"
+    write_zip(path, pickle.dumps({}), **{"0": bytes(1000)})
+    with zipfile.ZipFile(path, "a") as archive:
+        entry = archive.getinfo("archive/data/0")
+        for i in range(1, 9):
+            again = copy.copy(entry)
+            again.filename = f"archive/data/{i}"
+            archive.filelist.append(again)
+        archive._didModify = True  # writes the table of contents anew
+    with pytest.raises(ModelError, match=r"entries of \d+ bytes in a file of \d+"):
         read_torch(path)
 
 
@@ -618,6 +641,14 @@ def test_small_files_stay_small(tmp_path: Path) -> None:
     path = tmp_path / "w.bin"
     write_zip(path, b"\x80\x02}r\xff\xff\xff\x7f.")
     assert read_torch(path) == {}
+    # a byte array of two gigabytes, and a dictionary made of a list
+    tracemalloc.start()
+    for data in (b"\x80\x05\x96" + struct.pack("<Q", 1 << 31), b"\x80\x02ccollections\nOrderedDict\n]\x85R."):
+        write_zip(path, data)
+        with pytest.raises(ModelError):
+            read_torch(path)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
     state = torch.ones(100, 100)
     torch.save({f"t{i}": state.t() for i in range(300)}, path)
     with pytest.raises(ModelError, match="transposed tensors of 3000000 values over fewer that are stored"):

@@ -46,6 +46,49 @@ def test_pipeline_is_transformers(folder: Path) -> None:
         for options in ({}, {"top_k": 1}, {"top_k": None}, {"top_k": 2, "function_to_apply": "sigmoid"}):
             same(ours(inputs, **options), theirs(inputs, **options))
     same(ours(TEXTS[0], function_to_apply="none"), theirs(TEXTS[0], function_to_apply="none"))
+    for top_k in (None, 1, 2):
+        set_before = [
+            m.pipeline("text-classification", str(folder), top_k=top_k, **where)
+            for m, where in ((thinbert, {}), (transformers, {"device": "cpu"}))
+        ]
+        for inputs in (TEXTS[0], TEXTS[:2], pair):
+            same(*(pipeline(inputs) for pipeline in set_before))
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+def test_scores_are_what_the_problem_asks_for(tmp_path: Path, problem: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = tiny.bert_config(
+        id2label=LABELS, architectures=["BertForSequenceClassification"], problem_type=problem, num_labels=2
+    )
+    model = str(tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config, head="classify")))
+    theirs = transformers.pipeline("text-classification", model, device="cpu")(TEXTS[0], top_k=None)
+    ours = thinbert.pipeline("text-classification", model)(TEXTS[0], top_k=None)
+    assert [o["label"] for o in ours] == [t["label"] for t in theirs]
+    assert [o["score"] for o in ours] == pytest.approx([t["score"] for t in theirs], abs=1e-5)
+
+
+def test_a_classifier_stored_as_blocks(tmp_path: Path) -> None:
+    """Its classes are counted by its rows, where the config does not name them."""
+    config = tiny.bert_config(id2label=LABELS)
+    tensors = tiny.bert_tensors(config, head="classify")
+    tiny.prune(tensors, "classifier", 0.3, (1, 4))
+    del config["id2label"]
+    folder = tiny.write_model(tmp_path / "m", config, tensors)
+    expected = thinbert.load(str(folder), precision="float32").classify(*tiny.ragged([7]))
+    found = thinbert.load(str(folder)).classify(*tiny.ragged([7]))
+    np.testing.assert_allclose(found, expected, atol=0.1)
+    assert found.shape == (1, 2)
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_numbers_past_all_bounds_are_refused(tmp_path: Path, precision: str) -> None:
+    config = tiny.bert_config(id2label=LABELS)
+    tensors = tiny.bert_tensors(config, head="classify")
+    tensors["classifier.weight"] = np.copysign(np.float32(3e38), tensors["classifier.weight"])
+    model = thinbert.load(str(tiny.write_model(tmp_path / "m", config, tensors)), precision=precision)
+    with pytest.raises(ModelError, match="computes NaN or infinity"):
+        list(classify.logits(model, [(TEXTS[0], None)]))
 
 
 def test_pipeline_errors(folder: Path, tiny_folder: Path) -> None:

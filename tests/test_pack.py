@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import models
 
 import tiny
 from thinbert.api import Reference, load
@@ -20,6 +23,7 @@ from thinbert.model.blocks import fault, to_blocks, to_dense
 from thinbert.model.checkpoint import read_checkpoint
 from thinbert.model.compact import compact
 from thinbert.model.pack import pack
+from thinbert.model.sparsity import measure
 from thinbert.runtime.cache import cache_folder
 
 
@@ -88,6 +92,36 @@ def test_neurons_that_go_leave_blocks_whole(tmp_path: Path) -> None:
     expected = reference.encode(whole, source.config, *inputs)
     got = reference.encode(replace(whole, layers=cut.layers), source.config, *inputs)
     assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dead", ["attention.self.value", "intermediate.dense"])
+def test_layers_of_which_nothing_is_left(tmp_path: Path, dead: str) -> None:
+    """Matrices without rows or columns are read as that, also beside a head whose classes are counted."""
+    config = tiny.bert_config(id2label={"0": "a", "1": "b"})
+    tensors = tiny.bert_tensors(config)
+    tensors[f"bert.encoder.layer.0.{dead}.weight"][:] = 0
+    source = read_checkpoint(tiny.write_model(tmp_path / "m", config, tensors))
+    pack(source, tmp_path / "packed")
+    found = read_checkpoint(tmp_path / "packed")
+    assert 0 in (*found.config.heads, *found.config.ffn)
+    asked = tiny.ragged([9, 4])
+    exact = load(tmp_path / "m", precision="float32").forward(*asked)
+    for precision in ("int8", "float32"):
+        assert np.abs(load(tmp_path / "packed", precision=precision).forward(*asked) - exact).max() < 0.1
+    assert measure(found).neurons_removed + measure(found).heads_removed > 0
+
+
+def test_another_tokenizer_leaves_nothing_of_the_one_before(tmp_path: Path, tiny_folder: Path) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(tiny_folder, first)
+    (first / "vocab.txt").unlink()
+    backend = HFTokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[MASK]": 3}, unk_token="[UNK]"))
+    backend.save(str(first / "tokenizer.json"))
+    pack(read_checkpoint(first), tmp_path / "packed")
+    pack(read_checkpoint(tiny_folder), tmp_path / "packed")
+    assert not (tmp_path / "packed" / "tokenizer.json").exists()
+    text = "The tower"
+    assert load(tmp_path / "packed").tokenizer(text).ids.tolist() == load(tiny_folder).tokenizer(text).ids.tolist()
 
 
 def test_pruned_heads_keep_their_numbers(tmp_path: Path) -> None:

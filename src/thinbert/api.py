@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,8 +20,8 @@ from thinbert.tasks.qa import Answer, Collector, Reading, Window
 
 __all__ = ["Answer", "Model", "Reading", "load"]
 
-# Tokens computed together. Larger batches gain nothing once the products are compute-bound, and cost memory:
-# the FFN holds 4 D floats per token.
+# Tokens computed together. Larger batches gain nothing once the products are compute-bound, and cost memory: what the
+# engine keeps per token, and the 4 D floats of the reference's FFN.
 _TOKENS_IN_FLIGHT = 2048
 
 _ANNOUNCEMENT = 16  # tokens that a question's first job counts as, so that a stream of empty texts moves on
@@ -104,8 +104,9 @@ class Model:
         self.config: EncoderConfig = checkpoint.config
         self.tokenizer = tokenizer
         self.runtime = runtime
-        self._checkpoint = checkpoint
         self._classify = checkpoint.classify()
+        # what it is, without its weights: the runtime has those that it needs
+        self._checkpoint = replace(checkpoint, tensors={}, ignored=dict.fromkeys(checkpoint.ignored, np.zeros(0)))
 
     def __repr__(self) -> str:
         c = self.config
@@ -137,7 +138,10 @@ class Model:
         """Class logits [B, classes] of ragged sequences, arguments as in `forward`."""
         self.require_class_head()
         assert self._classify is not None
-        return reference.class_logits(self._classify, self.runtime.first_tokens(token_ids, token_types, lengths))
+        hidden = self.runtime.first_tokens(token_ids, token_types, lengths)
+        with np.errstate(all="ignore"):  # what is not finite is reported next
+            logits = reference.class_logits(self._classify, hidden)
+        return self._finite(logits)
 
     def answer(self, question: str, context: str) -> Answer | None:
         """The answer to one question in one text, or None where the model says there is none."""
@@ -264,14 +268,19 @@ class Model:
         logits: Iterator[Array] = iter(())
         if windows:
             lengths = [len(w.ids) for w in windows]
-            flat = self.forward(
-                np.concatenate([w.ids for w in windows]), np.concatenate([w.types for w in windows]), lengths
+            flat = self._finite(
+                self.forward(
+                    np.concatenate([w.ids for w in windows]), np.concatenate([w.types for w in windows]), lengths
+                )
             )
-            if not np.isfinite(flat).all():
-                raise ModelError(f"model {self.name} computes NaN or infinity; its weights are damaged or out of range")
             logits = iter(np.split(flat, np.cumsum(lengths)[:-1]))
         for job in batch:
             yield job, next(logits) if job.window else _NO_LOGITS
+
+    def _finite(self, logits: Array) -> Array:
+        if not np.isfinite(logits).all():
+            raise ModelError(f"model {self.name} computes NaN or infinity; its weights are damaged or out of range")
+        return logits
 
     def require_class_head(self) -> None:
         """Raises ModelError, saying what the model is instead, where it has no classification head."""

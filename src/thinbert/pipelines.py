@@ -310,8 +310,8 @@ class TextClassificationPipeline:
         Args:
             inputs: a text, a `{"text", "text_pair"}` dict, or a list of either.
             options: top_k: classes to return (None: all). function_to_apply: softmax, sigmoid or none; by default
-                softmax, or sigmoid for a model of one class. truncation, max_length: cut texts to so many tokens; by
-                default they are cut only where the model takes no more.
+                what the model's problem_type asks for, else softmax, or sigmoid for a model of one class. truncation,
+                max_length: cut texts to so many tokens; by default they are cut only where the model takes no more.
         Raises:
             ValueError: inputs of another kind, or an option out of range.
             TypeError: an option that does not exist.
@@ -326,11 +326,11 @@ class TextClassificationPipeline:
         results = [self._result(row, given) for row in classify.logits(self.model, pairs, max_length=limit)]
         if several:
             return results
-        return [results[0]] if isinstance(inputs, str) and "top_k" not in given else results[0]
+        return [results[0]] if isinstance(inputs, str) and "top_k" not in options else results[0]
 
     def _result(self, logits: Array, options: dict[str, Any]) -> Any:
         names = classify.class_names(self.model, len(logits))
-        function = options.get("function_to_apply") or ("sigmoid" if len(names) == 1 else "softmax")
+        function = options.get("function_to_apply") or _function(self.model.config.problem, len(names))
         if function == "softmax":
             scores = classify.softmax(logits)
         elif function == "sigmoid":
@@ -342,6 +342,13 @@ class TextClassificationPipeline:
         ranked = sorted(zip(names, scores.tolist(), strict=True), key=lambda pair: -pair[1])
         rows = [{"label": name, "score": value} for name, value in ranked]
         return rows[: options["top_k"]] if "top_k" in options else rows[0]
+
+
+def _function(problem: str | None, classes: int) -> str:
+    """What makes scores of logits where nobody says, as in transformers."""
+    if problem == "regression":
+        return "none"
+    return "sigmoid" if problem == "multi_label_classification" or classes == 1 else "softmax"
 
 
 def _pair(item: Any) -> tuple[str, str | None]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from thinbert.errors import ModelError
-from thinbert.model.blocks import ENDINGS, INDEX, Blocks, fault, to_blocks, to_dense
+from thinbert.model.blocks import ENDINGS, INDEX, START, Blocks, fault, to_blocks, to_dense
 from thinbert.model.config import EncoderConfig, parse_config
 from thinbert.model.dtypes import to_numpy, widen_bfloat16
 from thinbert.model.families import FAMILIES, Family, modern_name
@@ -278,7 +278,7 @@ def read_checkpoint(
         config=config,
         tensors={n: t for n, t in tensors.items() if n not in ignored},
         ignored={n: tensors[n] for n in ignored},
-        shapes={n: tuple(s or len(config.labels) for s in shape) for n, shape in expected.items()},
+        shapes={n: tuple(_rows(tensors, n) if s is None else s for s in shape) for n, shape in expected.items()},
         has_span=has_span,
         has_classify=has_classify,
     )
@@ -347,6 +347,8 @@ def _check_tensors(
             if scale is None or scale.shape != tensor.shape[:1] or scale.dtype != np.float32:
                 found = "none" if scale is None else f"{_shape(scale.shape)} of {scale.dtype}"
                 faults.append(f"int8 {name}: found scales {found}, expected {_shape(tensor.shape[:1])} of float32")
+            elif not np.isfinite(scale).all():
+                faults.append(f"int8 {name}: its scales hold NaN or infinity")
         elif tensor.dtype.kind != "f":
             faults.append(f"{name} is of type {tensor.dtype}; expected floating point, or int8 for a matrix")
     belonging = {n + SCALE_SUFFIX for n in expected if n in tensors and tensors[n].dtype == np.int8}
@@ -372,14 +374,19 @@ def _block_faults(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[i
     if absent:
         return [f"missing {n}" for n in absent]
     rows, columns = shape
-    assert rows is not None
     assert columns is not None
+    rows = _rows(tensors, name) if rows is None else rows
     scale = tensors[name + SCALE_SUFFIX]
     if scale.shape != (rows,) or scale.dtype != np.float32 or not np.isfinite(scale).all():
         return [f"blocks of {name}: found scales {_shape(scale.shape)} of {scale.dtype}, expected [{rows}] of float32"]
     start, index, values = (tensors[name + e] for e in ENDINGS)
     wrong = fault(start, index, values, rows=rows, columns=columns)
     return [f"blocks of {name}: {wrong}"] if wrong else []
+
+
+def _rows(tensors: Mapping[str, NDArray[Any]], name: str) -> int:
+    """Rows of a tensor as it is stored, whole or as blocks."""
+    return len(tensors[name]) if name in tensors else tensors[name + START].size - 1
 
 
 def _shape(shape: Iterable[int | None]) -> str:
@@ -454,10 +461,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata:
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
-    """The tokenizer files of a model folder, written into another."""
+    """The tokenizer files of a model folder, written into another; those of another tokenizer go."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             write_atomic(out / name, (source / name).read_bytes())
+        else:
+            (out / name).unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

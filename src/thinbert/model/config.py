@@ -16,7 +16,11 @@ PACKED_VERSION = 1  # of the packed format, see thinbert.model.pack
 _NORM_EPS = 1e-12  # where the config says nothing, and always in DistilBERT
 
 # Sizes beyond any published encoder: a config from outside may not ask for more.
-_MAX = {"layers": 256, "heads": 1024, "size": 1 << 20, "vocabulary": 1 << 24}
+# The format numbers groups of four columns in 16 bits; the engine sums what a row of attention keeps in 32.
+_MAX = {"layers": 256, "heads": 1024, "size": 1 << 18, "positions": 1 << 16, "vocabulary": 1 << 24}
+
+# How classes relate, where a config says it: transformers turns logits into scores by it.
+PROBLEMS = (None, "single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class EncoderConfig:
     norm: str  # one of NORMS; no_norm is an affine map without statistics
     norm_eps: float
     labels: tuple[str, ...]  # of a classification head
+    problem: str | None  # one of PROBLEMS
     no_answer_threshold: float | None  # fitted on held-out data; None when the model never learned to refuse
     no_answer_calibration: tuple[float, float]  # slope and offset of the log odds of no answer; 1, 0 leaves them
 
@@ -100,7 +105,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
     return EncoderConfig(
         family=family.name,
         vocabulary=integer("vocab_size", _MAX["vocabulary"]),
-        positions=integer("max_position_embeddings", _MAX["size"]),
+        positions=integer("max_position_embeddings", _MAX["positions"]),
         token_types=integer("type_vocab_size", _MAX["size"], default=2) if family.token_types else 0,
         width=width,
         head_size=width // heads,
@@ -112,6 +117,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
         norm=choice("layer_norm_type", NORMS, "layer_norm"),
         norm_eps=float(eps),
         labels=_labels(raw, where),
+        problem=raw["problem_type"] if raw.get("problem_type") in PROBLEMS[1:] else None,
         no_answer_threshold=_threshold(own.get("no_answer_threshold"), where),
         no_answer_calibration=_calibration(own.get("no_answer_calibration"), where),
     )

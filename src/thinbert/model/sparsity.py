@@ -39,6 +39,7 @@ class TensorSparsity:
 
     name: str
     layer: int
+    in_ffn: bool  # else in the attention
     shape: tuple[int, int]  # stored [outputs, inputs]
     original_shape: tuple[int, int]  # of the dense model
     density: float  # kept / original
@@ -108,6 +109,7 @@ def measure(checkpoint: Checkpoint) -> Sparsity:
                 TensorSparsity(
                     name=name,
                     layer=i,
+                    in_ffn=field.startswith("ffn"),
                     shape=(mask.shape[0], mask.shape[1]),
                     original_shape=shape,
                     density=kept / (shape[0] * shape[1]),
@@ -233,7 +235,6 @@ def _zeros(tensors: Sequence[TensorSparsity]) -> Iterator[tuple[str, int]]:
     for t in tensors:
         stored, original = t.shape[0] * t.shape[1], t.original_shape[0] * t.original_shape[1]
         if stored < original:
-            in_attention = t.original_shape[0] == t.original_shape[1]
-            yield ("heads" if in_attention else "neurons"), original - stored
+            yield ("neurons" if t.in_ffn else "heads"), original - stored
         if t.pattern != "dense":
             yield t.pattern, stored - round(t.density * original)

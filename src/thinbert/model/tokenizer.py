@@ -21,6 +21,7 @@ _REMEMBERED, _SHORT = 64, 1 << 15
 # Characters tokenised at a time. The library's own form of a text takes about 200 bytes a character.
 _PIECE = 1 << 16
 
+_SPACE = re.compile("[ \t\n\r]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -105,8 +106,9 @@ class Tokenizer:
 
 
 def _white_space_after(text: str, position: int) -> int:
-    """Where a text may be cut without changing its tokens: the first white space from `position`, or its end."""
-    found = re.compile(r"\s").search(text, position)
+    """Where a text may be cut without changing its tokens: the first white space from `position`, or its end. Other
+    characters that separate elsewhere, such as form feeds, are deleted here, which joins what they stand between."""
+    found = _SPACE.search(text, position)
     return found.start() if found else len(text)
 
 

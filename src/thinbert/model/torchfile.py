@@ -40,6 +40,9 @@ _FLAT_MAGIC = 0x1950A86A20F9469CFC6C
 _FLAT_PROTOCOL = 1001
 
 
+_MOST_NUMBERS = 17  # of a tensor: its offset, and sizes and strides of up to eight dimensions
+
+
 class _RefusedError(Exception):
     """Something in the file that no tensor needs."""
 
@@ -89,8 +92,10 @@ class _Tensor(_Sealed):
 
     def __post_init__(self) -> None:
         numbers = (self.offset, *self.size, *self.stride)
-        if not isinstance(self.storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+        if len(numbers) > _MOST_NUMBERS or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
             raise _RefusedError("a tensor with a malformed layout")
+        if not isinstance(self.storage, _Storage):
+            raise _RefusedError("a tensor without a buffer")
         if len(self.size) != len(self.stride):
             raise _RefusedError(f"a tensor with {len(self.size)} sizes and {len(self.stride)} strides")
         values = math.prod(self.size)
@@ -123,12 +128,19 @@ def _rebuild_tensor(
     return _Tensor(storage, offset, tuple(size), tuple(stride))
 
 
+def _ordered(*content: object) -> OrderedDict[Any, Any]:
+    """An empty one, which torch then fills: of a small list in the file, copies could be made without end."""
+    if content:
+        raise _RefusedError("a dictionary made of something else")
+    return OrderedDict()
+
+
 def _rebuild_parameter(data: _Tensor, *_: object) -> _Tensor:
     return data
 
 
 _ALLOWED: dict[tuple[str, str], object] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
@@ -140,8 +152,12 @@ class _TensorUnpickler(pickle._Unpickler):
     """An unpickler whose whole vocabulary is _ALLOWED.
 
     The one written in Python: the other allocates its memo by the largest index named, so that a hundred bytes can take
-    gigabytes. State dicts are short.
+    gigabytes. State dicts are short. Without the one instruction that takes memory before it reads, which torch never
+    writes.
     """
+
+    dispatch = pickle._Unpickler.dispatch.copy()
+    del dispatch[pickle.BYTEARRAY8[0]]
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -175,6 +191,9 @@ def _read_zip(file: BinaryIO) -> dict[str, NDArray[Any]]:
         squeezed = next((e.filename for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED), None)
         if squeezed is not None:
             raise _RefusedError(f"a compressed entry {squeezed!r}, which torch never writes")
+        sizes, size = sum(e.file_size for e in archive.infolist()), file.seek(0, io.SEEK_END)
+        if sizes > size:  # entries that overlap
+            raise _RefusedError(f"entries of {sizes} bytes in a file of {size}")
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise _RefusedError("a big-endian file; save it anew on a little-endian machine")

@@ -1,7 +1,6 @@
 """Sentence classification: texts to tokens, logits to classes, and the evaluation of a model on labelled data."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from thinbert.model.weights import Array, Ints
 from thinbert.tasks import glue
 
 MAX_LENGTH = 128  # tokens of a text or pair, as the published models were trained
-_IN_FLIGHT = 256  # texts at a time
+_IN_FLIGHT = 4096  # tokens at a time
 
 
 def encode(tokenizer: Tokenizer, text: str, pair: str | None, *, max_length: int = MAX_LENGTH) -> tuple[Ints, Ints]:
@@ -23,9 +22,7 @@ def encode(tokenizer: Tokenizer, text: str, pair: str | None, *, max_length: int
     room = max_length - 1 - len(parts)
     if room < len(parts):
         raise InputError(f"a window of {max_length} tokens has no room for {len(parts)} texts")
-    kept = [len(p) for p in parts]
-    while sum(kept) > room:
-        kept[int(np.argmax(kept))] -= 1
+    kept = _fitting([len(p) for p in parts], room)
     ids, types = [tokenizer.cls], [0]
     for number, (part, n) in enumerate(zip(parts, kept, strict=True)):
         ids += [*part.ids[:n].tolist(), tokenizer.sep]
@@ -33,14 +30,39 @@ def encode(tokenizer: Tokenizer, text: str, pair: str | None, *, max_length: int
     return np.array(ids, np.int32), np.array(types, np.int32)
 
 
+def _fitting(lengths: list[int], room: int) -> list[int]:
+    """Tokens kept of one or two texts, as if taken one by one from whichever is longer, the first of equals."""
+    over = sum(lengths) - room
+    if over <= 0:
+        return lengths
+    if len(lengths) == 1:
+        return [room]
+    first, second = lengths
+    apart = abs(first - second)
+    if over <= apart:
+        return [first - over, second] if first > second else [first, second - over]
+    return [room // 2, room - room // 2]
+
+
 def logits(model: Model, texts: Iterable[tuple[str, str | None]], *, max_length: int | None = None) -> Iterator[Array]:
     """Class logits [classes] of each text or pair, in order, a bounded number at a time."""
     limit = min(max_length or MAX_LENGTH, model.config.positions)
-    rest = iter(texts)
-    while chunk := list(islice(rest, _IN_FLIGHT)):
-        encoded = [encode(model.tokenizer, text, pair, max_length=limit) for text, pair in chunk]
-        ids, types = (np.concatenate(column) for column in zip(*encoded, strict=True))
-        yield from model.classify(ids, types, [len(one) for one, _ in encoded])
+    batch: list[tuple[Ints, Ints]] = []
+    tokens = 0
+    for text, pair in texts:
+        ids, types = encode(model.tokenizer, text, pair, max_length=limit)
+        if batch and tokens + len(ids) > _IN_FLIGHT:
+            yield from _classify(model, batch)
+            batch, tokens = [], 0
+        batch.append((ids, types))
+        tokens += len(ids)
+    if batch:
+        yield from _classify(model, batch)
+
+
+def _classify(model: Model, batch: list[tuple[Ints, Ints]]) -> Iterator[Array]:
+    ids, types = (np.concatenate(column) for column in zip(*batch, strict=True))
+    yield from model.classify(ids, types, [len(one) for one, _ in batch])
 
 
 def softmax(values: Array) -> NDArray[np.float64]:
