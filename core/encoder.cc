@@ -6,29 +6,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <utility>
 
 namespace thinbert {
 namespace {
-
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(size_t count) {
-    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
-    if (!data_) throw std::bad_alloc();
-  }
-  T* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
 
 // The time since the last lap goes to a part, on threads that were given a place for it.
 struct Clock {
@@ -68,20 +49,21 @@ struct Range {
 
 // A float tile quantised piece by piece (see Pieces): bytes, and scale and zero point per piece and token.
 struct ByteTile {
-  Buffer<uint8_t> bytes;
-  Buffer<float> scale;
-  Buffer<int32_t> zero;
+  uint8_t* bytes = nullptr;
+  float* scale = nullptr;
+  int32_t* zero = nullptr;
 
-  explicit ByteTile(int columns)
-      : bytes(static_cast<size_t>(pieces(columns).count) * pieces(columns).size * kMaxVectors * kLanes),
-        scale(static_cast<size_t>(pieces(columns).count) * kMaxVectors * kLanes),
-        zero(static_cast<size_t>(pieces(columns).count) * kMaxVectors * kLanes) {}
+  ByteTile() = default;
+  ByteTile(Arena& arena, int columns)
+      : bytes(arena.take<uint8_t>(static_cast<size_t>(pieces(columns).count) * pieces(columns).size * kMaxVectors * kLanes)),
+        scale(arena.take<float>(static_cast<size_t>(pieces(columns).count) * kMaxVectors * kLanes)),
+        zero(arena.take<int32_t>(static_cast<size_t>(pieces(columns).count) * kMaxVectors * kLanes)) {}
 
   uint8_t* bytes_of(int piece, int size, int vectors) const {
-    return bytes.get() + static_cast<size_t>(piece) * size * vectors * kLanes;
+    return bytes + static_cast<size_t>(piece) * size * vectors * kLanes;
   }
-  float* scale_of(int piece) const { return scale.get() + piece * kMaxVectors * kLanes; }
-  int32_t* zero_of(int piece) const { return zero.get() + piece * kMaxVectors * kLanes; }
+  float* scale_of(int piece) const { return scale + piece * kMaxVectors * kLanes; }
+  int32_t* zero_of(int piece) const { return zero + piece * kMaxVectors * kLanes; }
 
   void fill(const Kernels& k, const float* x, int columns, int vectors) const {
     const Pieces cut = pieces(columns);
@@ -92,47 +74,50 @@ struct ByteTile {
   }
 };
 
+// What one thread works with.
 struct Scratch {
-  ByteTile input;        // of a width
-  ByteTile inner;        // of one piece of the FFN
-  Buffer<float> rows;    // [widest of heads, width, FFN piece][V][16]
-  Buffer<float> result;  // [D][V][16]
-  Buffer<float> scores;  // of two vectors of queries with every key
+  ByteTile input;  // of a width
+  ByteTile inner;  // of one piece of the FFN
+  float* rows;     // [widest of heads, width, FFN piece][V][16]
+  float* result;   // [D][V][16]
+  float* scores;   // of two vectors of queries with every key
+  float* x;        // its tiles, and the shared one
 
-  Scratch(int width, int inner_columns, int keys)
-      : input(width),
-        inner(inner_columns),
-        rows(static_cast<size_t>(std::max(width, inner_columns)) * kMaxVectors * 16),
-        result(static_cast<size_t>(width) * kMaxVectors * 16),
-        scores(static_cast<size_t>(keys) * 2 * kLanes) {}
+  Scratch(Arena& arena, int width, int inner_columns, int keys, size_t x)
+      : input(arena, width),
+        inner(arena, inner_columns),
+        rows(arena.take<float>(static_cast<size_t>(std::max(width, inner_columns)) * kMaxVectors * 16)),
+        result(arena.take<float>(static_cast<size_t>(width) * kMaxVectors * 16)),
+        scores(arena.take<float>(static_cast<size_t>(keys) * 2 * kLanes)),
+        x(arena.take<float>(x)) {}
 };
 
 // Queries, keys or values of all heads and vectors: bytes [head][vector][d][16], a scale (and sum) per token and head. What a
 // query of one head reads stands together: apart by a multiple of 4 KB, it would crowd into a few sets of the L1 cache.
 struct Heads {
-  Buffer<int8_t> bytes;
-  Buffer<float> scale;
-  Buffer<int32_t> sum;
+  int8_t* bytes = nullptr;
+  float* scale = nullptr;
+  int32_t* sum = nullptr;
 
-  Heads(size_t vectors, int heads, int d)
-      : bytes(vectors * heads * d * 16), scale(vectors * heads * 16), sum(vectors * heads * 16) {}
+  Heads() = default;
+  Heads(Arena& arena, size_t vectors, int heads, int d)
+      : bytes(arena.take<int8_t>(vectors * heads * d * 16)),
+        scale(arena.take<float>(vectors * heads * 16)),
+        sum(arena.take<int32_t>(vectors * heads * 16)) {}
 };
 
-// What one thread carries through the pass.
+// A thread's part of a pass.
 struct Share {
   std::vector<Tile> tiles;
   Scratch scratch;
-  Buffer<float> x;  // of its tiles, and of the shared one
-
-  Share(std::vector<Tile> tiles, Scratch scratch, size_t x) : tiles(std::move(tiles)), scratch(std::move(scratch)), x(x) {}
 };
 
-// One forward pass. All memory is taken before threads begin: there, nobody could be told that there is none.
+// One forward pass. Its memory is taken before threads begin: there, nobody could be told that there is none.
 class Pass {
  public:
   Pass(const Encoder& encoder, const int32_t* ids, const int32_t* types, const int32_t* lengths, int batch, int threads,
-       const Encoder::Outputs& outputs)
-      : e_(encoder), k_(*encoder.kernels), ids_(ids), types_(types), outputs_(outputs), barrier_(threads) {
+       Arena& arena, const Encoder::Outputs& outputs)
+      : e_(encoder), k_(*encoder.kernels), ids_(ids), types_(types), outputs_(outputs), barrier_(threads), threads_(threads) {
     int token = 0;
     for (int s = 0; s < batch; ++s) {
       sequences_.push_back({static_cast<int>(vectors_.size()), token, lengths[s]});
@@ -142,43 +127,42 @@ class Pass {
       longest_ = std::max(longest_, lengths[s]);
     }
     const size_t n = vectors_.size();
-    queries_ = std::make_unique<Heads>(n, e_.max_heads, e_.head_size);
+    queries_ = Heads(arena, n, e_.max_heads, e_.head_size);
     for (int parity = 0; parity < 2; ++parity) {
-      keys_[parity] = std::make_unique<Heads>(n, e_.max_heads, e_.head_size);
-      values_[parity] = std::make_unique<Heads>(n, e_.max_heads, e_.head_size);
+      keys_[parity] = Heads(arena, n, e_.max_heads, e_.head_size);
+      values_[parity] = Heads(arena, n, e_.max_heads, e_.head_size);
     }
-    threads_ = threads;
-    const int left = static_cast<int>(n) % (kMaxVectors * threads);
+    const int left = static_cast<int>(n % (static_cast<size_t>(kMaxVectors) * threads));
     if (threads > 1 && left <= kMaxVectors) shared_ = {static_cast<int>(n) - left, left};
-    for (const Layer& layer : e_.layers) ffn_ = std::max(ffn_, layer.ffn);
-    if (shared_.vectors) {
-      const size_t columns = static_cast<size_t>(std::max({e_.width, e_.max_heads * e_.head_size, ffn_}));
-      shared_rows_ = std::make_unique<Buffer<float>>(columns * kMaxVectors * kLanes);
-      shared_result_ = std::make_unique<Buffer<float>>(static_cast<size_t>(e_.width) * kMaxVectors * kLanes);
-      shared_inner_ = std::make_unique<ByteTile>(ffn_);
+    int ffn = 0, piece = 16;
+    for (const Layer& layer : e_.layers) {
+      ffn = std::max(ffn, layer.ffn);
+      piece = std::max(piece, pieces(layer.ffn).size);
     }
-    int inner = 16;
-    for (const Layer& layer : e_.layers) inner = std::max(inner, pieces(layer.ffn).size);
     const int columns = std::max(e_.width, e_.max_heads * e_.head_size);
+    if (shared_.vectors) {
+      shared_rows_ = arena.take<float>(static_cast<size_t>(std::max(columns, ffn)) * kMaxVectors * kLanes);
+      shared_result_ = arena.take<float>(static_cast<size_t>(e_.width) * kMaxVectors * kLanes);
+      shared_inner_ = ByteTile(arena, ffn);
+    }
     for (int t = 0; t < threads; ++t) {
       std::vector<Tile> tiles = tiles_of(static_cast<int64_t>(n) - shared_.vectors, t);
-      int own = shared_.vectors;
-      for (const Tile& tile : tiles) own += tile.vectors;
-      shares_.emplace_back(std::move(tiles), Scratch(columns, inner, (longest_ + kLanes - 1) / kLanes * kLanes),
-                           static_cast<size_t>(own) * e_.width * kLanes);
+      size_t vectors = static_cast<size_t>(shared_.vectors);
+      for (const Tile& tile : tiles) vectors += static_cast<size_t>(tile.vectors);
+      const int keys = (longest_ + kLanes - 1) / kLanes * kLanes;
+      shares_.push_back({std::move(tiles), Scratch(arena, columns, piece, keys, vectors * e_.width * kLanes)});
     }
   }
 
   void run(int thread) {
     clock_of_thread.start(outputs_.seconds ? outputs_.seconds + thread * kParts : nullptr);
-    Share& mine = shares_[static_cast<size_t>(thread)];
-    Scratch& s = mine.scratch;
-    const std::vector<Tile>& tiles = mine.tiles;
+    const std::vector<Tile>& tiles = shares_[static_cast<size_t>(thread)].tiles;
+    const Scratch& s = shares_[static_cast<size_t>(thread)].scratch;
     const int begin = tiles.empty() ? 0 : tiles.front().first;
     const int end = tiles.empty() ? 0 : tiles.back().first + tiles.back().vectors;
-    const auto x = [&](const Tile& tile) { return mine.x.get() + static_cast<size_t>(tile.first - begin) * e_.width * kLanes; };
+    const auto x = [&](const Tile& tile) { return s.x + static_cast<size_t>(tile.first - begin) * e_.width * kLanes; };
     // of the shared tile, what lies between products every thread does for itself, on an x of its own
-    float* shared_x = mine.x.get() + static_cast<size_t>(end - begin) * e_.width * kLanes;
+    float* shared_x = s.x + static_cast<size_t>(end - begin) * e_.width * kLanes;
 
     for (const Tile& tile : tiles) embed(tile, x(tile));
     if (shared_.vectors) embed(shared_, shared_x);
@@ -186,21 +170,21 @@ class Pass {
     for (size_t i = 0; i < e_.layers.size(); ++i) {
       const Layer& layer = e_.layers[i];
       // Two sets of keys and values take turns: a thread may fill the next layer's while another still reads this one's.
-      Heads &keys = *keys_[i % 2], &values = *values_[i % 2];
+      const Heads &keys = keys_[i % 2], &values = values_[i % 2];
       const Range heads = share(layer.heads, 1, thread);
       for (const Tile& tile : tiles) project(layer, tile, {0, layer.heads}, x(tile), keys, values, s);
       if (shared_.vectors) project(layer, shared_, heads, shared_x, keys, values, s);
       meet();
       for (const Tile& tile : tiles) {
-        attend(tile, {0, layer.heads}, keys, values, s, s.rows.get());
-        s.input.fill(k_, s.rows.get(), layer.heads * e_.head_size, tile.vectors);
-        multiply(layer.output, {0, e_.width}, s.input, tile.vectors, s.result.get());
-        add_norm(layer.attention_norm, x(tile), s.result.get(), tile.vectors);
+        attend(tile, {0, layer.heads}, keys, values, s, s.rows);
+        s.input.fill(k_, s.rows, layer.heads * e_.head_size, tile.vectors);
+        multiply(layer.output, {0, e_.width}, s.input, tile.vectors, s.result);
+        add_norm(layer.attention_norm, x(tile), s.result, tile.vectors);
         feed_forward(layer, x(tile), tile.vectors, s);
-        add_norm(layer.ffn_norm, x(tile), s.result.get(), tile.vectors);
+        add_norm(layer.ffn_norm, x(tile), s.result, tile.vectors);
       }
       if (shared_.vectors) {
-        attend(shared_, heads, keys, values, s, shared_rows_->get());
+        attend(shared_, heads, keys, values, s, shared_rows_);
         finish_shared(layer, thread, shared_x, s);
       }
     }
@@ -236,10 +220,10 @@ class Pass {
 
   // The rest of a layer for the shared tile, once all heads are in shared_rows_: the same sums in the same order as for a tile
   // of one's own.
-  void finish_shared(const Layer& layer, int thread, float* x, Scratch& s) {
+  void finish_shared(const Layer& layer, int thread, float* x, const Scratch& s) {
     const int V = shared_.vectors, stride = V * kLanes;
     const Range mine = share(e_.width, kRowGroup, thread), neurons = share(layer.ffn, kRowGroup, thread);
-    float *rows = shared_rows_->get(), *result = shared_result_->get();
+    float *rows = shared_rows_, *result = shared_result_;
     meet();
     s.input.fill(k_, rows, layer.heads * e_.head_size, V);
     multiply(layer.output, mine, s.input, V, result + mine.begin * stride);
@@ -252,11 +236,11 @@ class Pass {
     const Range parts = share(cut.count, 1, thread);
     for (int p = parts.begin; p < parts.end; ++p)
       k_.activate_quantize(e_.activation, rows + static_cast<size_t>(p) * cut.size * stride,
-                           std::min(cut.size, layer.ffn - p * cut.size), V, shared_inner_->bytes_of(p, cut.size, V),
-                           shared_inner_->scale_of(p), shared_inner_->zero_of(p));
+                           std::min(cut.size, layer.ffn - p * cut.size), V, shared_inner_.bytes_of(p, cut.size, V),
+                           shared_inner_.scale_of(p), shared_inner_.zero_of(p));
     lap(kActivation);
     meet();
-    multiply(layer.ffn_out, mine, *shared_inner_, V, result + mine.begin * stride);
+    multiply(layer.ffn_out, mine, shared_inner_, V, result + mine.begin * stride);
     meet();
     add_norm(layer.ffn_norm, x, result, V);
   }
@@ -326,23 +310,24 @@ class Pass {
   }
 
   // Queries, keys and values of a tile, head by head, rounded to s8 with a scale per token and head.
-  void project(const Layer& layer, const Tile& tile, Range heads, const float* x, Heads& keys, Heads& values, Scratch& s) {
+  void project(const Layer& layer, const Tile& tile, Range heads, const float* x, const Heads& keys, const Heads& values,
+               const Scratch& s) {
     const int d = e_.head_size, V = tile.vectors, stride = V * kLanes;
     s.input.fill(k_, x, e_.width, V);
     for (int h = heads.begin; h < heads.end; ++h) {
       const Matrix* matrices[] = {&layer.query, &layer.key, &layer.value};
-      Heads* targets[] = {queries_.get(), &keys, &values};
+      const Heads* targets[] = {&queries_, &keys, &values};
       for (int which = 0; which < 3; ++which) {
-        multiply(*matrices[which], {h * d, (h + 1) * d}, s.input, V, s.result.get());
+        multiply(*matrices[which], {h * d, (h + 1) * d}, s.input, V, s.result);
         for (int v = 0; v < V; ++v) {
           const size_t place = h * vectors_.size() + static_cast<size_t>(tile.first + v);
-          int8_t* bytes = targets[which]->bytes.get() + place * d * kLanes;
-          float* scale = targets[which]->scale.get() + place * kLanes;
-          const float* rows = s.result.get() + v * kLanes;
+          int8_t* bytes = targets[which]->bytes + place * d * kLanes;
+          float* scale = targets[which]->scale + place * kLanes;
+          const float* rows = s.result + v * kLanes;
           if (which == 2)
             k_.quantize_value(rows, stride, d, bytes, scale);
           else
-            k_.quantize_key(rows, stride, d, bytes, scale, targets[which]->sum.get() + place * kLanes);
+            k_.quantize_key(rows, stride, d, bytes, scale, targets[which]->sum + place * kLanes);
         }
         lap(kQuantising);
       }
@@ -359,32 +344,32 @@ class Pass {
       for (int h = heads.begin; h < heads.end; ++h) {
         const size_t first = h * vectors_.size(), mine = first + vector;
         const size_t theirs = first + static_cast<size_t>(sequence.first_vector);
-        const AttentionInput in = {queries_->bytes.get() + mine * d * kLanes,
-                                   queries_->scale.get() + mine * kLanes,
-                                   keys.bytes.get() + theirs * d * kLanes,
-                                   keys.scale.get() + theirs * kLanes,
-                                   keys.sum.get() + theirs * kLanes,
-                                   values.bytes.get() + theirs * d * kLanes,
-                                   values.scale.get() + theirs * kLanes,
+        const AttentionInput in = {queries_.bytes + mine * d * kLanes,
+                                   queries_.scale + mine * kLanes,
+                                   keys.bytes + theirs * d * kLanes,
+                                   keys.scale + theirs * kLanes,
+                                   keys.sum + theirs * kLanes,
+                                   values.bytes + theirs * d * kLanes,
+                                   values.scale + theirs * kLanes,
                                    sequence.length};
-        k_.attend(in, together, d, s.scores.get(), out + static_cast<size_t>(h) * d * stride + v * kLanes, stride);
+        k_.attend(in, together, d, s.scores, out + static_cast<size_t>(h) * d * stride + v * kLanes, stride);
       }
     }
     lap(kAttention);
   }
 
   // result = out(activation(in(x))), the FFN's neurons a piece at a time so that they never leave the cache.
-  void feed_forward(const Layer& layer, const float* x, int vectors, Scratch& s) const {
+  void feed_forward(const Layer& layer, const float* x, int vectors, const Scratch& s) const {
     s.input.fill(k_, x, e_.width, vectors);
     const Pieces cut = pieces(layer.ffn);
     for (int p = 0; p < cut.count; ++p) {
       const Range rows = {p * cut.size, std::min(layer.ffn, (p + 1) * cut.size)};
-      multiply(layer.ffn_in, rows, s.input, vectors, s.rows.get());
-      k_.activate_quantize(e_.activation, s.rows.get(), rows.end - rows.begin, vectors, s.inner.bytes.get(),
-                           s.inner.scale.get(), s.inner.zero.get());
+      multiply(layer.ffn_in, rows, s.input, vectors, s.rows);
+      k_.activate_quantize(e_.activation, s.rows, rows.end - rows.begin, vectors, s.inner.bytes,
+                           s.inner.scale, s.inner.zero);
       lap(kActivation);
-      multiply(layer.ffn_out, p, {0, e_.width}, s.inner.bytes.get(), s.inner.scale.get(), s.inner.zero.get(), vectors,
-               s.result.get());
+      multiply(layer.ffn_out, p, {0, e_.width}, s.inner.bytes, s.inner.scale, s.inner.zero, vectors,
+               s.result);
     }
   }
 
@@ -426,22 +411,24 @@ class Pass {
   const int32_t* types_;
   const Encoder::Outputs outputs_;
   Barrier barrier_;
-  int threads_ = 1, longest_ = 0, ffn_ = 0;
+  const int threads_;
+  int longest_ = 0;
   Tile shared_ = {0, 0};
-  std::vector<Share> shares_;
   std::vector<Vector> vectors_;
   std::vector<Sequence> sequences_;
-  std::unique_ptr<Heads> queries_, keys_[2], values_[2];
-  std::unique_ptr<Buffer<float>> shared_rows_;    // [widest of heads and FFN][V][16]
-  std::unique_ptr<Buffer<float>> shared_result_;  // [D][V][16]
-  std::unique_ptr<ByteTile> shared_inner_;        // of the FFN
+  Heads queries_, keys_[2], values_[2];
+  std::vector<Share> shares_;
+  float* shared_rows_ = nullptr;    // [widest of heads and FFN][V][16]
+  float* shared_result_ = nullptr;  // [D][V][16]
+  ByteTile shared_inner_;           // of the FFN
 };
 
 }  // namespace
 
 void Encoder::forward(const int32_t* ids, const int32_t* types, const int32_t* lengths, int batch, ThreadPool& pool,
-                      const Outputs& outputs) const {
-  Pass pass(*this, ids, types, lengths, batch, pool.size(), outputs);
+                      Arena& arena, const Outputs& outputs) const {
+  arena.reset();
+  Pass pass(*this, ids, types, lengths, batch, pool.size(), arena, outputs);
   pool.run([](void* context, int thread) { static_cast<Pass*>(context)->run(thread); }, &pass);
 }
 

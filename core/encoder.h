@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "arena.h"
 #include "threads.h"
 #include "weights.h"
 
@@ -33,8 +34,8 @@ struct Encoder {
     double* seconds = nullptr;  // [threads][kParts] time spent; asking for it costs about 1 %
   };
 
-  // Inputs are checked by the caller: ids, types and lengths within range, lengths summing to T.
-  void forward(const int32_t* ids, const int32_t* types, const int32_t* lengths, int batch, ThreadPool& pool,
+  // Inputs are checked by the caller: ids, types and lengths within range, lengths summing to T. Throws std::bad_alloc.
+  void forward(const int32_t* ids, const int32_t* types, const int32_t* lengths, int batch, ThreadPool& pool, Arena& arena,
                const Outputs& outputs) const;
 };
 

@@ -180,7 +180,7 @@ class PyEncoder {
     }
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(mutex_);
-    e_.forward(ids.data(), types.data(), lengths.data(), static_cast<int>(lengths.shape(0)), *pool_, outputs);
+    e_.forward(ids.data(), types.data(), lengths.data(), static_cast<int>(lengths.shape(0)), *pool_, arena_, outputs);
   }
 
   Norm norm(const Array<float, 1>& weight, const Array<float, 1>& bias) const {
@@ -193,6 +193,7 @@ class PyEncoder {
   const Costs costs_;
   Encoder e_;
   nb::object kept_;
+  Arena arena_;
   std::mutex mutex_;
 };
 
