@@ -1,11 +1,14 @@
 // Tokens live in vectors of 16; every sequence begins a new vector, so that no vector holds two and the only padding is the
-// rest of a sequence's last vector. Each thread owns a run of vectors and carries them through all layers in tiles of up to
-// kMaxVectors; threads meet once a layer, when all keys and values are there. Of what does not fill whole tiles for all
-// threads, the last tile is shared: each thread takes some of the heads and rows of every product.
+// rest of a sequence's last vector. Each thread has a run of vectors and carries them through all layers in tiles of up to
+// kMaxVectors; threads meet once a layer, when all keys and values are there. A thread that is done takes tiles of one that
+// is slower, or has lost its core. Of what does not fill whole tiles for all threads, the last tile is shared: each thread
+// takes some of the heads and rows of every product.
 #include "encoder.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <memory>
 #include <utility>
 
 namespace thinbert {
@@ -81,15 +84,15 @@ struct Scratch {
   float* rows;     // [widest of heads, width, FFN piece][V][16]
   float* result;   // [D][V][16]
   float* scores;   // of two vectors of queries with every key
-  float* x;        // its tiles, and the shared one
+  float* shared_x; // what lies between products of the shared tile every thread does for itself
 
-  Scratch(Arena& arena, int width, int inner_columns, int keys, size_t x)
+  Scratch(Arena& arena, int width, int inner_columns, int keys, size_t shared)
       : input(arena, width),
         inner(arena, inner_columns),
         rows(arena.take<float>(static_cast<size_t>(std::max(width, inner_columns)) * kMaxVectors * 16)),
         result(arena.take<float>(static_cast<size_t>(width) * kMaxVectors * 16)),
         scores(arena.take<float>(static_cast<size_t>(keys) * 2 * kLanes)),
-        x(arena.take<float>(x)) {}
+        shared_x(arena.take<float>(shared)) {}
 };
 
 // Queries, keys or values of all heads and vectors: bytes [head][vector][d][16], a scale (and sum) per token and head. What a
@@ -106,10 +109,12 @@ struct Heads {
         sum(arena.take<int32_t>(vectors * heads * 16)) {}
 };
 
-// A thread's part of a pass.
-struct Share {
-  std::vector<Tile> tiles;
-  Scratch scratch;
+// Tiles first … last - 1 are a thread's. Each step of a pass has a counter of those that were taken.
+struct Run {
+  int first, last;
+};
+struct alignas(64) Counter {  // on a line of its own: every thread writes to its own most of the time
+  std::atomic<int> value{0};
 };
 
 // One forward pass. Its memory is taken before threads begin: there, nobody could be told that there is none.
@@ -145,66 +150,89 @@ class Pass {
       shared_result_ = arena.take<float>(static_cast<size_t>(e_.width) * kMaxVectors * kLanes);
       shared_inner_ = ByteTile(arena, ffn);
     }
+    const int keys = (longest_ + kLanes - 1) / kLanes * kLanes;
     for (int t = 0; t < threads; ++t) {
-      std::vector<Tile> tiles = tiles_of(static_cast<int64_t>(n) - shared_.vectors, t);
-      size_t vectors = static_cast<size_t>(shared_.vectors);
-      for (const Tile& tile : tiles) vectors += static_cast<size_t>(tile.vectors);
-      const int keys = (longest_ + kLanes - 1) / kLanes * kLanes;
-      shares_.push_back({std::move(tiles), Scratch(arena, columns, piece, keys, vectors * e_.width * kLanes)});
+      add_tiles(static_cast<int64_t>(n) - shared_.vectors, t);
+      scratch_.emplace_back(arena, columns, piece, keys, static_cast<size_t>(shared_.vectors) * e_.width * kLanes);
     }
+    x_ = arena.take<float>(n * e_.width * kLanes);
+    taken_ = std::make_unique<Counter[]>((2 * e_.layers.size() + 1) * static_cast<size_t>(threads));
+    done_ = std::make_unique<std::atomic<int>[]>(tiles_.size());
   }
 
   void run(int thread) {
     clock_of_thread.start(outputs_.seconds ? outputs_.seconds + thread * kParts : nullptr);
-    const std::vector<Tile>& tiles = shares_[static_cast<size_t>(thread)].tiles;
-    const Scratch& s = shares_[static_cast<size_t>(thread)].scratch;
-    const int begin = tiles.empty() ? 0 : tiles.front().first;
-    const int end = tiles.empty() ? 0 : tiles.back().first + tiles.back().vectors;
-    const auto x = [&](const Tile& tile) { return s.x + static_cast<size_t>(tile.first - begin) * e_.width * kLanes; };
-    // of the shared tile, what lies between products every thread does for itself, on an x of its own
-    float* shared_x = s.x + static_cast<size_t>(end - begin) * e_.width * kLanes;
-
-    for (const Tile& tile : tiles) embed(tile, x(tile));
-    if (shared_.vectors) embed(shared_, shared_x);
-    lap(kEmbeddings);
-    for (size_t i = 0; i < e_.layers.size(); ++i) {
-      const Layer& layer = e_.layers[i];
+    const Scratch& s = scratch_[static_cast<size_t>(thread)];
+    const int layers = static_cast<int>(e_.layers.size());
+    if (shared_.vectors) embed(shared_, s.shared_x);
+    for (int i = 0; i < layers; ++i) {
+      const Layer& layer = e_.layers[static_cast<size_t>(i)];
       // Two sets of keys and values take turns: a thread may fill the next layer's while another still reads this one's.
       const Heads &keys = keys_[i % 2], &values = values_[i % 2];
       const Range heads = share(layer.heads, 1, thread);
-      for (const Tile& tile : tiles) project(layer, tile, {0, layer.heads}, x(tile), keys, values, s);
-      if (shared_.vectors) project(layer, shared_, heads, shared_x, keys, values, s);
+      for (int t; (t = take(2 * i, thread)) >= 0;) {
+        if (i == 0) embed(tiles_[t], x(t));
+        await(t, i);
+        project(layer, tiles_[t], {0, layer.heads}, x(t), keys, values, s);
+      }
+      if (shared_.vectors) project(layer, shared_, heads, s.shared_x, keys, values, s);
       meet();
-      for (const Tile& tile : tiles) {
+      for (int t; (t = take(2 * i + 1, thread)) >= 0;) {
+        const Tile& tile = tiles_[t];
         attend(tile, {0, layer.heads}, keys, values, s, s.rows);
         s.input.fill(k_, s.rows, layer.heads * e_.head_size, tile.vectors);
         multiply(layer.output, {0, e_.width}, s.input, tile.vectors, s.result);
-        add_norm(layer.attention_norm, x(tile), s.result, tile.vectors);
-        feed_forward(layer, x(tile), tile.vectors, s);
-        add_norm(layer.ffn_norm, x(tile), s.result, tile.vectors);
+        add_norm(layer.attention_norm, x(t), s.result, tile.vectors);
+        feed_forward(layer, x(t), tile.vectors, s);
+        add_norm(layer.ffn_norm, x(t), s.result, tile.vectors);
+        done_[t].store(i + 1, std::memory_order_release);
       }
       if (shared_.vectors) {
         attend(shared_, heads, keys, values, s, shared_rows_);
-        finish_shared(layer, thread, shared_x, s);
+        finish_shared(layer, thread, s.shared_x, s);
       }
     }
-    for (const Tile& tile : tiles) write(tile, x(tile));
-    if (thread == 0) write(shared_, shared_x);
+    for (int t; (t = take(2 * layers, thread)) >= 0;) {
+      await(t, layers);
+      write(tiles_[t], x(t));
+    }
+    if (thread == 0) write(shared_, s.shared_x);
     lap(kEmbeddings);
   }
 
  private:
   // A thread's part of n vectors, in tiles: as few as can be, of about equal size.
-  std::vector<Tile> tiles_of(int64_t n, int thread) const {
+  void add_tiles(int64_t n, int thread) {
     const int64_t begin = n * thread / threads_, end = n * (thread + 1) / threads_;
     const int64_t count = (end - begin + kMaxVectors - 1) / kMaxVectors;
-    std::vector<Tile> tiles;
+    const int before = static_cast<int>(tiles_.size());
     for (int64_t t = 0, first = begin; t < count; ++t) {
       const int64_t last = begin + (end - begin) * (t + 1) / count;
-      tiles.push_back({static_cast<int>(first), static_cast<int>(last - first)});
+      tiles_.push_back({static_cast<int>(first), static_cast<int>(last - first)});
       first = last;
     }
-    return tiles;
+    runs_.push_back({before, static_cast<int>(tiles_.size())});
+  }
+
+  float* x(int tile) const { return x_ + static_cast<size_t>(tiles_[tile].first) * e_.width * kLanes; }
+
+  // The next tile of a step, of one's own run or then of another's; -1 when all are taken.
+  int take(int step, int thread) {
+    for (int k = 0; k < threads_; ++k) {
+      const int owner = (thread + k) % threads_;
+      const Run& run = runs_[owner];
+      std::atomic<int>& taken = taken_[step * threads_ + owner].value;
+      if (run.first + taken.load(std::memory_order_relaxed) >= run.last) continue;
+      const int t = run.first + taken.fetch_add(1, std::memory_order_relaxed);
+      if (t < run.last) return t;
+    }
+    return -1;
+  }
+
+  // Waits until whoever took the tile has carried it through so many layers.
+  void await(int tile, int layers) {
+    spin_until([&] { return done_[tile].load(std::memory_order_acquire) >= layers; });
+    lap(kWaiting);
   }
 
   void meet() {
@@ -417,7 +445,12 @@ class Pass {
   std::vector<Vector> vectors_;
   std::vector<Sequence> sequences_;
   Heads queries_, keys_[2], values_[2];
-  std::vector<Share> shares_;
+  std::vector<Tile> tiles_;
+  std::vector<Run> runs_;  // of each thread
+  std::vector<Scratch> scratch_;  // of each thread
+  std::unique_ptr<Counter[]> taken_;  // [step][thread]; a layer has two steps, and the output is the last
+  std::unique_ptr<std::atomic<int>[]> done_;  // layers that each tile has behind it
+  float* x_ = nullptr;  // [vectors][D][16], of tiles [D][V][16]
   float* shared_rows_ = nullptr;    // [widest of heads and FFN][V][16]
   float* shared_result_ = nullptr;  // [D][V][16]
   ByteTile shared_inner_;           // of the FFN

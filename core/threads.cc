@@ -6,24 +6,13 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace thinbert {
 namespace {
 
-// About 20 us of spinning: longer than threads of one layer are usually apart, shorter than a sleep and its wake-up.
-constexpr int kSpins = 1 << 10;
 // About 0.2 ms: from the end of one forward pass to the start of the next, when calls come one after another. A thread woken
 // from sleep may first have to find a core, which takes longer than a short pass itself.
 constexpr int kIdleSpins = 1 << 14;
-
-inline void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#endif
-}
 
 long current_process() {
 #if defined(__unix__) || defined(__APPLE__)
@@ -63,12 +52,7 @@ void Barrier::wait() {
     round_.store(round + 1, std::memory_order_release);
     return;
   }
-  for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin) {
-    if (spin < kSpins)
-      pause();
-    else
-      std::this_thread::yield();
-  }
+  spin_until([&] { return round_.load(std::memory_order_acquire) != round; });
 }
 
 ThreadPool::ThreadPool(int threads) {

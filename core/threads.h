@@ -7,9 +7,33 @@
 #include <thread>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace thinbert {
 
-// Threads that reach `wait` go on once all have. They spin, since steps are short, and then yield the processor.
+// About 20 us of spinning: longer than threads of one layer are usually apart, shorter than a sleep and its wake-up.
+constexpr int kSpins = 1 << 10;
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+// Waits for what another thread does soon: spins, since steps are short, and then yields the processor.
+template <typename Condition>
+void spin_until(const Condition& condition) {
+  for (int spin = 0; !condition(); ++spin) {
+    if (spin < kSpins)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+// Threads that reach `wait` go on once all have.
 class Barrier {
  public:
   explicit Barrier(int count) : count_(count), left_(count) {}

@@ -164,6 +164,7 @@ def test_very_many_short_sequences(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first[-100:], again)
 
 
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer takes all addresses")
 def test_memory_that_is_not_there(tmp_path: Path) -> None:
     """Is an error, and not a fault in some thread."""
     code = (
