@@ -115,12 +115,15 @@ function answers(found, context, milliseconds) {
 
 const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share < 0.005 ? 1 : 0)} %`;
 
+// What a page is called: of a file of records, each is one.
+const unit = (file) => (/\.(csv|tsv|jsonl|ndjson)$/i.test(file) ? "line" : /\.json$/i.test(file) ? "paragraph" : "page");
+
 function citation(c, context, small) {
   const from = chars(c.sentence, c.start - c.sentence_start);
   const to = chars(c.sentence, c.end - c.sentence_start);
   const quote = make("blockquote", {}, c.sentence.slice(0, from), make("mark", { text: c.sentence.slice(from, to) }), c.sentence.slice(to));
   const label = c.page_label && c.page_label !== String(c.page) ? ` (${c.page_label})` : "";
-  const page = c.page > 1 || c.page_label ? `, page ${c.page}${label}` : "";
+  const page = c.page > 1 || c.page_label ? `, ${unit(c.file)} ${c.page}${label}` : "";
   const place = context === undefined ? `${c.file}${page}` : `line ${c.line}`;
   const also = c.also.length ? ` · also in ${[...new Set(c.also.map((p) => p.file))].join(", ")}` : "";
   return make("article", { class: small ? "card small" : "card" },
@@ -149,7 +152,7 @@ async function open(c, context, page = c.page) {
   let found = { text: context, label: "", before: null, after: null };
   try {
     if (!own) found = await call("GET", `/v1/documents/${c.document}/pages/${page}`);
-    $("source-title").textContent = own ? "Pasted text" : `${c.file}, page ${page}${found.label && found.label !== String(page) ? ` (${found.label})` : ""}`;
+    $("source-title").textContent = own ? "Pasted text" : `${c.file}, ${unit(c.file)} ${page}${found.label && found.label !== String(page) ? ` (${found.label})` : ""}`;
     const from = chars(found.text, c.start), to = chars(found.text, c.end);
     $("page").replaceChildren(...(page === c.page
       ? [found.text.slice(0, from), make("mark", { text: found.text.slice(from, to) }), found.text.slice(to)] : [found.text]));
@@ -194,7 +197,8 @@ async function refresh() {
 
 function entry(d) {
   const size = d.size > 1e6 ? `${(d.size / 1e6).toFixed(1)} MB` : `${Math.max(1, Math.round(d.size / 1e3))} kB`;
-  const pages = `${d.pages} ${d.pages === 1 ? "page" : "pages"}`;
+  const name = { line: "record" }[unit(d.name)] ?? unit(d.name);
+  const pages = `${d.pages} ${name}${d.pages === 1 ? "" : "s"}`;
   const remove = make("button", { type: "button", text: "Remove", "aria-label": `Remove ${d.name}`, onclick: async () => {
     try {
       await call("DELETE", `/v1/documents/${d.id}`);
