@@ -107,20 +107,36 @@ def make(name: str) -> Path:
 
 
 def as_float(model: str) -> Path:
-    """A model's weights as a float32 folder that other libraries read."""
-    from thinbert.model.checkpoint import read_checkpoint
+    """A model's weights as a float32 folder that other libraries read: heads and neurons that were cut out are there
+    again, as zeros at the end."""
+    from thinbert.model.checkpoint import copy_tokenizer, read_checkpoint
+    from thinbert.model.families import FAMILIES
 
     source = read_checkpoint(model)
     folder = WORK / f"{Path(model).name}-{source.sha256()[:8]}-float32"
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({n: source.array(n) for n in source.shapes}, folder / "model.safetensors")
-        (folder / "tokenizer.json").write_bytes((source.folder / "tokenizer.json").read_bytes())
+        tensors = {n: source.array(n) for n in source.shapes}
+        family, c = FAMILIES[source.config.family], source.config
+        attention, neurons, width = c.original_heads * c.head_size, c.original_ffn, c.width
+        inner = dict.fromkeys(("query", "key", "value"), (attention, width)) | {"ffn_in": (neurons, width)}
+        outer = {"attention_output": (width, attention), "ffn_out": (width, neurons)}
+        for i in range(c.layers):
+            for field, shape in (inner | outer).items():
+                stem = family.prefix + family.layer[field].format(i=i)
+                tensors[f"{stem}.weight"] = widened(tensors[f"{stem}.weight"], shape)
+                tensors[f"{stem}.bias"] = widened(tensors[f"{stem}.bias"], shape[:1])
+        save_file(tensors, folder / "model.safetensors")
+        copy_tokenizer(source.folder, folder)
         config = json.loads((source.folder / "config.json").read_text())
         for own in ("thinbert", "pruned_heads"):
             config.pop(own, None)
         (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def widened(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.pad(array, [(0, to - n) for n, to in zip(array.shape, shape, strict=True)])
 
 
 def as_sparse(folder: Path, kept: float = 0.2) -> Path:
