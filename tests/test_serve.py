@@ -327,6 +327,10 @@ def test_keys(tmp_path: Path) -> None:
             assert client.post("/predict", json=asked, headers=headers).json()["answer"] == ANSWER
         for path in ("/healthz", "/readyz", "/", "/web/app.js", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 200
+        client.post("/no/such/path")
+        counted = client.get("/metrics", headers={"X-API-Key": "two"}).text
+        assert 'thinbert_requests_total{route="/predict",status="401"} 4.0' in counted
+        assert 'thinbert_requests_total{route="other",status="401"} 1.0' in counted
     with pytest.raises(InputError, match="a key is empty"):
         client_of(tmp_path, keys=("",))
 

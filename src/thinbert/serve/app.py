@@ -109,6 +109,7 @@ def create_app(
     app.add_middleware(
         Guard,
         metrics=server.metrics,
+        known=lambda path: path in app.openapi()["paths"],
         keys=settings.keys,
         max_body=lambda path: int(
             1e6 * (settings.max_upload_mb if path == "/v1/documents" else settings.max_body_mb) + 4096

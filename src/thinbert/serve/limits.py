@@ -69,6 +69,7 @@ class Guard:
     """Around the whole application: answers 401, 403, 408 and 413 itself, adds headers, counts and logs all.
 
     Args:
+        known: whether a path is a route's; requests that are refused before they reach one are counted by it.
         max_body: bytes that a path takes.
         patience: seconds that the next piece of a body may take.
     """
@@ -78,6 +79,7 @@ class Guard:
         app: App,
         *,
         metrics: Metrics,
+        known: Callable[[str], bool] = lambda path: False,
         keys: Sequence[str] = (),
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
@@ -85,7 +87,7 @@ class Guard:
         patience: float = 30.0,
         log: bool = True,
     ) -> None:
-        self._app, self._metrics, self._log = app, metrics, log
+        self._app, self._metrics, self._known, self._log = app, metrics, known, log
         self._max_body, self._patience = max_body, patience
         self._keys = [k.encode() for k in keys]
         self._hosts, self._origins = tuple(hosts), tuple(origins)
@@ -118,7 +120,8 @@ class Guard:
             else:
                 await self._with_body(scope, receive, sending, limit)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            path = scope["path"]
+            route = getattr(scope.get("route"), "path", None) or (path if self._known(path) else "other")
             seconds = time.perf_counter() - started
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
