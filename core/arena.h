@@ -1,4 +1,4 @@
-// Memory for one pass after another. Given back to the system and asked for again, its pages would cost an eighth of a pass.
+// Memory for one pass after another. Given back to the system and asked for again, its pages would cost a tenth of a pass.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <utility>
 #include <vector>
 
 namespace thinbert {

@@ -79,12 +79,12 @@ struct ByteTile {
 
 // What one thread works with.
 struct Scratch {
-  ByteTile input;  // of a width
-  ByteTile inner;  // of one piece of the FFN
-  float* rows;     // [widest of heads, width, FFN piece][V][16]
-  float* result;   // [D][V][16]
-  float* scores;   // of two vectors of queries with every key
-  float* shared_x; // what lies between products of the shared tile every thread does for itself
+  ByteTile input;   // of a width
+  ByteTile inner;   // of one piece of the FFN
+  float* rows;      // [widest of heads, width, FFN piece][V][16]
+  float* result;    // [D][V][16]
+  float* scores;    // of two vectors of queries with every key
+  float* shared_x;  // the shared tile's: what lies between its products every thread does for itself
 
   Scratch(Arena& arena, int width, int inner_columns, int keys, size_t shared)
       : input(arena, width),
@@ -393,11 +393,9 @@ class Pass {
     for (int p = 0; p < cut.count; ++p) {
       const Range rows = {p * cut.size, std::min(layer.ffn, (p + 1) * cut.size)};
       multiply(layer.ffn_in, rows, s.input, vectors, s.rows);
-      k_.activate_quantize(e_.activation, s.rows, rows.end - rows.begin, vectors, s.inner.bytes,
-                           s.inner.scale, s.inner.zero);
+      k_.activate_quantize(e_.activation, s.rows, rows.end - rows.begin, vectors, s.inner.bytes, s.inner.scale, s.inner.zero);
       lap(kActivation);
-      multiply(layer.ffn_out, p, {0, e_.width}, s.inner.bytes, s.inner.scale, s.inner.zero, vectors,
-               s.result);
+      multiply(layer.ffn_out, p, {0, e_.width}, s.inner.bytes, s.inner.scale, s.inner.zero, vectors, s.result);
     }
   }
 
@@ -446,14 +444,14 @@ class Pass {
   std::vector<Sequence> sequences_;
   Heads queries_, keys_[2], values_[2];
   std::vector<Tile> tiles_;
-  std::vector<Run> runs_;  // of each thread
-  std::vector<Scratch> scratch_;  // of each thread
-  std::unique_ptr<Counter[]> taken_;  // [step][thread]; a layer has two steps, and the output is the last
+  std::vector<Run> runs_;                     // of each thread
+  std::vector<Scratch> scratch_;              // of each thread
+  std::unique_ptr<Counter[]> taken_;          // [step][thread]; a layer has two steps, and the output is the last
   std::unique_ptr<std::atomic<int>[]> done_;  // layers that each tile has behind it
-  float* x_ = nullptr;  // [vectors][D][16], of tiles [D][V][16]
-  float* shared_rows_ = nullptr;    // [widest of heads and FFN][V][16]
-  float* shared_result_ = nullptr;  // [D][V][16]
-  ByteTile shared_inner_;           // of the FFN
+  float* x_ = nullptr;                        // of each tile [D][V][16]
+  float* shared_rows_ = nullptr;              // [widest of heads and FFN][V][16]
+  float* shared_result_ = nullptr;            // [D][V][16]
+  ByteTile shared_inner_;                     // of the FFN
 };
 
 }  // namespace

@@ -469,7 +469,7 @@ def read_csv(content: bytes) -> Read:
             bad.append(number)
             continue
         if not header:
-            header = unlike([name.strip() for name in row])
+            header = _unlike([name.strip() for name in row])
             continue
         names = header + [""] * (len(row) - len(header))
         fields = {name or f"column {n}": value for n, (name, value) in enumerate(zip(names, row, strict=False), 1)}
@@ -479,7 +479,7 @@ def read_csv(content: bytes) -> Read:
     return _records(pages, bad, "CSV")
 
 
-def unlike(names: list[str]) -> list[str]:
+def _unlike(names: list[str]) -> list[str]:
     """Names of columns, so that no two are the same: the second `phone` is `phone (2)`."""
     seen = Counter[str]()
     found: list[str] = []

@@ -20,7 +20,7 @@ _NORM_EPS = 1e-12  # where the config says nothing, and always in DistilBERT
 _MAX = {"layers": 256, "heads": 1024, "size": 1 << 18, "positions": 1 << 16, "vocabulary": 1 << 24}
 
 # How classes relate, where a config says it: transformers turns logits into scores by it.
-PROBLEMS = (None, "single_label_classification", "multi_label_classification", "regression")
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EncoderConfig:
     norm: str  # one of NORMS; no_norm is an affine map without statistics
     norm_eps: float
     labels: tuple[str, ...]  # of a classification head
-    problem: str | None  # one of PROBLEMS
+    problem: str | None  # one of PROBLEMS, where the config says one
     no_answer_threshold: float | None  # fitted on held-out data; None when the model never learned to refuse
     no_answer_calibration: tuple[float, float]  # slope and offset of the log odds of no answer; 1, 0 leaves them
 
@@ -117,7 +117,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
         norm=choice("layer_norm_type", NORMS, "layer_norm"),
         norm_eps=float(eps),
         labels=_labels(raw, where),
-        problem=raw["problem_type"] if raw.get("problem_type") in PROBLEMS[1:] else None,
+        problem=raw["problem_type"] if raw.get("problem_type") in PROBLEMS else None,
         no_answer_threshold=_threshold(own.get("no_answer_threshold"), where),
         no_answer_calibration=_calibration(own.get("no_answer_calibration"), where),
     )
