@@ -69,9 +69,8 @@ def pack(checkpoint: Checkpoint, out: Path) -> None:
         tensors |= _matrix(name, weight) if weight.ndim == 2 else {name: weight}
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").unlink(
-        missing_ok=True
-    )  # a folder without it is no model: a crash leaves none that is half one
+    # first away and last written: a folder without it is no model, so a crash leaves none that is half one
+    (out / "config.json").unlink(missing_ok=True)
     write_safetensors(out / "model.safetensors", tensors, {"format": f"thinbert-packed-{PACKED_VERSION}"})
     copy_tokenizer(checkpoint.folder, out)
     described = _config(read_json(checkpoint.folder / "config.json"), compacted, family)
