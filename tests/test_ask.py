@@ -126,6 +126,7 @@ def test_wrong_use(cli: Cli, tiny_folder: Path) -> None:
     for arguments, message in (
         ((QUESTION,), "give files to read, - for standard input, --context TEXT, or --index FOLDER (one of them)"),
         ((QUESTION, EXAMPLE, "--context", "x"), "give files to read"),
+        ((QUESTION, "--index", "i", "--max-mb", 1), "--max-mb is for files to read, and none are named"),
         (("  ", EXAMPLE), "the question is empty"),
         ((QUESTION, EXAMPLE, "--model", "./nowhere"), "model './nowhere': no such folder"),
         ((QUESTION, EXAMPLE, "--model", ""), "model '': no such folder"),

@@ -12,6 +12,7 @@ import pytest
 
 import tiny
 from conftest import Cli
+from thinbert.corpus import documents
 
 HEAVY = ("torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "fastapi", "tantivy")
 
@@ -68,6 +69,7 @@ def test_help_says_every_default(cli: Cli) -> None:
     """Also those that depend on the machine or the model, which are written by hand."""
     for command, said in (
         ("ask", ("(default: THINBERT_THREADS, or the cores this process may use)", "(default: the model's own)")),
+        ("index", (f"(default: {documents.MAX_MB})",)),
         ("evaluate", ("(default: 384, or the model's limit)", "(default: 128, or half a window)")),
         (
             "serve",

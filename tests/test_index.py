@@ -304,6 +304,7 @@ def test_command_line(cli: Cli, docs: Path, tmp_path: Path) -> None:
     listed = cli("index", "--index", index, "--list").out
     assert "3 files in" in listed
     assert "bridge.pdf  2 pages, 2 passages" in listed
+    assert "--list shows what is indexed and reads nothing" in cli("index", docs, "--index", index, "--list").err
     answer = json.loads(cli("ask", "Who built the mill?", "--index", index, "--json").out)
     assert (answer["answer"], answer["file"]) == ("Anna Voss", str(docs / "mill.txt"))
     (docs / "mill.txt").unlink()

@@ -38,7 +38,9 @@ ThreadsOption = Annotated[
 PrecisionOption = Annotated[
     str, typer.Option("--precision", help="int8, the engine, or float32, the NumPy reference: slow and exact.")
 ]
-MaxMbOption = Annotated[float, typer.Option("--max-mb", min=0.0, help="Files larger than this are left out.")]
+MaxMbOption = Annotated[
+    float | None, typer.Option("--max-mb", min=0.0, help="Files larger than this are left out. (default: 100)")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -109,7 +111,7 @@ def _ask(
             min=0.0, max=1.0, help="Probability of no answer above which to say so. (default: the model's own)"
         ),
     ] = None,
-    max_mb: MaxMbOption = 100.0,
+    max_mb: MaxMbOption = None,
     precision: PrecisionOption = "int8",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -120,12 +122,14 @@ def _ask(
     """
     from thinbert.api import load
     from thinbert.corpus.ask import ask
-    from thinbert.corpus.documents import Report, read_documents, text_document
+    from thinbert.corpus.documents import MAX_MB, Report, read_documents, text_document
     from thinbert.corpus.index import Corpus
     from thinbert.errors import InputError
 
     if (context is not None) + bool(paths) + (index is not None) != 1:
         _fail("give files to read, - for standard input, --context TEXT, or --index FOLDER (one of them)")
+    if max_mb is not None and not paths:
+        _fail("--max-mb is for files to read, and none are named (an index has its own: thinbert index --max-mb)")
     report = Report()
     if index is not None:
         corpus = Corpus.open(index)
@@ -134,7 +138,7 @@ def _ask(
     elif context is not None:
         corpus = Corpus.in_memory([text_document("context", context)])
     else:
-        corpus = Corpus.in_memory(read_documents(paths or (), report, max_mb=max_mb))
+        corpus = Corpus.in_memory(read_documents(paths or (), report, max_mb=MAX_MB if max_mb is None else max_mb))
         if not corpus.passages:
             raise InputError(show.nothing_read(report, paths or []))
     loaded = load(model, precision=precision, threads=threads)
@@ -160,7 +164,7 @@ def _index(
         typer.Argument(help="Folders, files or patterns. Without any, the files that are indexed are looked at again."),
     ] = None,
     index: Annotated[Path, typer.Option(help="Folder of the index.")] = Path(".thinbert-index"),
-    max_mb: MaxMbOption = 100.0,
+    max_mb: MaxMbOption = None,
     listing: Annotated[bool, typer.Option("--list", help="List what is indexed, and change nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -170,9 +174,12 @@ def _index(
     """
     from dataclasses import asdict
 
+    from thinbert.corpus.documents import MAX_MB
     from thinbert.corpus.index import Corpus
     from thinbert.errors import InputError
 
+    if listing and (paths or max_mb is not None):
+        _fail("--list shows what is indexed and reads nothing: give it neither files nor --max-mb")
     if listing:
         files = Corpus.open(index).files()
         if as_json:
@@ -187,7 +194,9 @@ def _index(
     started = time.perf_counter()
     with progress.counting("MB") as count:
         changes = corpus.update(
-            paths or (), max_mb=max_mb, progress=lambda done, of: count(done // 1_000_000, of // 1_000_000)
+            paths or (),
+            max_mb=MAX_MB if max_mb is None else max_mb,
+            progress=lambda done, of: count(done // 1_000_000, of // 1_000_000),
         )
     seconds = time.perf_counter() - started
     if as_json:
