@@ -109,7 +109,7 @@ def make(name: str) -> Path:
 def as_float(model: str) -> Path:
     """A model's weights as a float32 folder that other libraries read: heads and neurons that were cut out are there
     again, as zeros at the end."""
-    from thinbert.model.checkpoint import copy_tokenizer, read_checkpoint
+    from thinbert.model.checkpoint import copy_files, read_checkpoint
     from thinbert.model.families import FAMILIES
 
     source = read_checkpoint(model)
@@ -127,7 +127,7 @@ def as_float(model: str) -> Path:
                 tensors[f"{stem}.weight"] = widened(tensors[f"{stem}.weight"], shape)
                 tensors[f"{stem}.bias"] = widened(tensors[f"{stem}.bias"], shape[:1])
         save_file(tensors, folder / "model.safetensors")
-        copy_tokenizer(source.folder, folder)
+        copy_files(source.folder, folder)
         config = json.loads((source.folder / "config.json").read_text())
         for own in ("thinbert", "pruned_heads"):
             config.pop(own, None)

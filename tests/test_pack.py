@@ -111,6 +111,16 @@ def test_layers_of_which_nothing_is_left(tmp_path: Path, dead: str) -> None:
     assert measure(found).neurons_removed + measure(found).heads_removed > 0
 
 
+def test_how_a_model_came_about_travels_with_it(tmp_path: Path, tiny_folder: Path) -> None:
+    made, packed = tmp_path / "made", tmp_path / "packed"
+    shutil.copytree(tiny_folder, made)
+    (made / "training.json").write_text('{"seed": 7}')
+    pack(read_checkpoint(made), packed)
+    assert (packed / "training.json").read_text() == '{"seed": 7}'
+    pack(read_checkpoint(tiny_folder), packed)
+    assert not (packed / "training.json").exists()
+
+
 def test_another_tokenizer_leaves_nothing_of_the_one_before(tmp_path: Path, tiny_folder: Path) -> None:
     first = tmp_path / "first"
     shutil.copytree(tiny_folder, first)

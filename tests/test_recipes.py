@@ -142,6 +142,8 @@ def test_every_recipe_at_smoke_scale(name: str, data: Path, base: Path, distil_b
             assert packed["stage"] == stage.name
             assert packed["scores"] == scores[stage.name]
             assert packed["recipe"]["name"] == name
+            assert str(tmp_path) not in json.dumps(packed)  # it is published: whose folders these were is not
+            assert bool(packed["teachers"]) == (stage.distil is not None)
             sizes = {n: (folder / n / "model.safetensors").stat().st_size for n in ("model", "packed")}
             assert sizes["packed"] < sizes["model"] / 2
     again: list[str] = []

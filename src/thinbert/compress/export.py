@@ -8,7 +8,7 @@ from typing import Any
 from thinbert.compress.encoder import Encoder, to_tensors
 from thinbert.model.checkpoint import (
     Checkpoint,
-    copy_tokenizer,
+    copy_files,
     read_checkpoint,
     read_json,
     write_atomic,
@@ -37,7 +37,7 @@ def write_portable(
     """
     out.mkdir(parents=True, exist_ok=True)
     write_safetensors(out / "model.safetensors", to_tensors(model, heads), {"format": "pt"})
-    copy_tokenizer(source.folder, out)
+    copy_files(source.folder, out)
     raw = read_json(source.folder / "config.json")
     own = {k: v for k, v in raw.get("thinbert", {}).items() if k == "ffn"} | config.pop("thinbert", {})
     described = {k: v for k, v in raw.items() if k not in ("thinbert", "torch_dtype", "dtype", "architectures")}

@@ -38,7 +38,7 @@ from thinbert.compress.recipe import SPAN_TASKS, Distillation, Place, Recipe, Re
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.train import Objective, Pruning, Settings, prepare_process, time_steps, train
 from thinbert.errors import InputError
-from thinbert.model.checkpoint import Checkpoint, read_checkpoint, write_atomic
+from thinbert.model.checkpoint import TRAINING_FILE, Checkpoint, read_checkpoint, write_atomic
 from thinbert.model.pack import pack
 from thinbert.model.tokenizer import Tokenizer, read_tokenizer
 from thinbert.tasks import glue
@@ -278,7 +278,7 @@ def _finish(
         found |= scores.of_folders(place, stage, written, folder / "packed")
     origin = _provenance(place, stage, seed, source, features) | {"scores": found}
     for each in folders:  # how a model came about, and how good it is, travels with it
-        write_atomic(each / "training.json", (json.dumps(origin, indent=1) + "\n").encode())
+        write_atomic(each / TRAINING_FILE, (json.dumps(origin, indent=1) + "\n").encode())
     write_atomic(folder / "scores.json", (json.dumps(found, indent=1) + "\n").encode())
     (folder / "state.pt").unlink(missing_ok=True)  # three times the model, and not needed any more
     place.say(f"{stage.name}, seed {seed}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
@@ -294,8 +294,7 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
         "data": {path.name: path.stat().st_size for path in sources.files(place, stage)},
     }
     if stage.distil is not None:
-        teachers = {stage.distil.teacher, stage.distil.states or stage.distil.teacher}
-        asked["teachers"] = sorted(_teacher(place, name, seed).sha256() for name in teachers)
+        asked["teachers"] = _teachers(place, stage, seed)
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / "stage.json"
     if not known.exists():
@@ -329,13 +328,28 @@ def _class_names(task: str) -> dict[str, Any]:
 
 def _provenance(place: Place, stage: Stage, seed: int, source: Checkpoint, features: Features) -> dict[str, Any]:
     return {
-        "recipe": place.recipe.model_dump(mode="json"),
+        "recipe": _without_places(place.recipe.model_dump(mode="json")),
         "scale": place.scale,
         "stage": stage.name,
         "seed": seed,
         "examples": {"count": len(features), "sha256": features.sha256()},
         "start": source.sha256(),
+        "teachers": _teachers(place, stage, seed),
         "versions": {"thinbert": thinbert.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _without_places(described: Any) -> Any:
+    """A recipe with folders of this machine by their last names. Their paths tell nobody anything; the hashes beside
+    them say what lay there."""
+    if isinstance(described, list):
+        return [_without_places(each) for each in described]
+    if not isinstance(described, dict):
+        return described
+    models = ("base", "model", "teacher", "states")
+    return {
+        name: Path(value).name if name in models and value and Path(value).is_dir() else _without_places(value)
+        for name, value in described.items()
     }
 
 
@@ -421,6 +435,13 @@ def _teacher(place: Place, name: str, seed: int) -> Checkpoint:
     if name in {s.name for s in place.recipe.stages}:
         return read_checkpoint(_model_of(place, name, seed))
     return read_checkpoint(place.recipe.base if name == "base" else name)
+
+
+def _teachers(place: Place, stage: Stage, seed: int) -> list[str]:
+    """The hashes of the models a stage learns from."""
+    terms = stage.distil
+    names = {terms.teacher, terms.states or terms.teacher} if terms else set()
+    return sorted(_teacher(place, name, seed).sha256() for name in names)
 
 
 def teacher_outputs(

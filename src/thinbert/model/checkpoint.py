@@ -41,6 +41,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+TRAINING_FILE = "training.json"  # how a model came about, where thinbert made it
 
 _MOST_DIMENSIONS = 8
 _LISTED = 12  # tensors named in one error message before "and N more"
@@ -460,9 +461,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata:
     write_atomic(path, save(dict(tensors), dict(metadata)))
 
 
-def copy_tokenizer(source: Path, out: Path) -> None:
-    """The tokenizer files of a model folder, written into another; those of another tokenizer go."""
-    for name in TOKENIZER_FILES:
+def copy_files(source: Path, out: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
+    """Files of a model folder, its tokenizer's unless told, written into another; those that it has not go there."""
+    for name in names:
         if (source / name).is_file():
             write_atomic(out / name, (source / name).read_bytes())
         else:

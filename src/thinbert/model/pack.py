@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from thinbert.errors import ModelError
 from thinbert.model.blocks import INDEX, START, VALUES, to_blocks
 from thinbert.model.checkpoint import (
+    TOKENIZER_FILES,
+    TRAINING_FILE,
     Checkpoint,
-    copy_tokenizer,
+    copy_files,
     read_checkpoint,
     read_json,
     write_atomic,
@@ -72,7 +74,7 @@ def pack(checkpoint: Checkpoint, out: Path) -> None:
     # first away and last written: a folder without it is no model, so a crash leaves none that is half one
     (out / "config.json").unlink(missing_ok=True)
     write_safetensors(out / "model.safetensors", tensors, {"format": f"thinbert-packed-{PACKED_VERSION}"})
-    copy_tokenizer(checkpoint.folder, out)
+    copy_files(checkpoint.folder, out, (*TOKENIZER_FILES, TRAINING_FILE))
     described = _config(read_json(checkpoint.folder / "config.json"), compacted, family)
     write_atomic(out / "config.json", (json.dumps(described, indent=2) + "\n").encode())
     read_checkpoint(out)  # what was written must pass the same checks as anything from outside
