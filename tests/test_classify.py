@@ -137,6 +137,20 @@ def test_reading_glue(tmp_path: Path, name: str) -> None:
     assert [(e.text, e.pair, e.label) for e in data.examples] == expected
 
 
+def test_torn_lines_of_qqp_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """GLUE's own training file has such lines, and so had every reader to leave them out."""
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    path = tmp_path / "train.tsv"
+    path.write_text(
+        f"{header}\n0\t1\t2\tWho?\tWho is it?\t1\n131\t7\tHow can I\nand so on?\tWhy?\t0\n3\t4\t5\ta\tb\t0\n"
+    )
+    assert [e.label for e in glue.read_glue(path, glue.TASKS["qqp"]).examples] == [1, 0]
+    assert "2 of 4 lines break off and are left out" in caplog.text
+    path.write_text("question\tsentence\tlabel\nWho?\tHe.\tentailment\nWho\n")
+    with pytest.raises(InputError, match="line 3 has 1 columns; expected at least 3"):
+        glue.read_glue(path, glue.TASKS["qnli"])
+
+
 def test_official_qqp_header(tmp_path: Path) -> None:
     path = tmp_path / "dev.tsv"
     path.write_text("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tWho?\tWhich?\t1\n")
@@ -200,6 +214,13 @@ def test_classes_in_another_order_are_told_by_name(tmp_path: Path, folder: Path)
     _, straight = classify.evaluate(thinbert.load(str(folder)), data)
     _, other = classify.evaluate(thinbert.load(str(turned)), data)
     assert [1 - p for p in other] == straight
+
+
+def test_classes_without_the_tasks_names_are_taken_as_they_come(caplog: pytest.LogCaptureFixture) -> None:
+    assert classify.class_order(("Entailment", "neutral", "CONTRADICTION"), glue.TASKS["mnli"]) == [1, 2, 0]
+    assert not caplog.text
+    assert classify.class_order(("LABEL_0", "LABEL_1", "LABEL_2"), glue.TASKS["mnli"]) == [0, 1, 2]
+    assert "are called LABEL_0, LABEL_1, LABEL_2; they are taken as mnli's contradiction, entailment" in caplog.text
 
 
 def test_qnli_from_squad() -> None:

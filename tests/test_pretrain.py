@@ -58,9 +58,9 @@ def test_documents_are_read_once(
     again = read_documents(paths, tokenizer, tmp_path / "cache")
     np.testing.assert_array_equal(again.ids, corpus.ids)
     monkeypatch.undo()
-    (tmp_path / "a.txt").write_text(story("z"))  # another text is another corpus
+    (tmp_path / "a.txt").write_text(f"{story('z')}\n\n{story('w')}")  # another text is another corpus
     other = read_documents(paths, tokenizer, tmp_path / "cache")
-    assert other.files == (1, 3)
+    assert other.files == (2, 4)
     assert other.sha256 != corpus.sha256
 
 
@@ -88,6 +88,9 @@ def test_articles_of_squad_are_documents(tokenizer: Tokenizer, tmp_path: Path) -
 
 def test_text_that_is_none(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "one.txt").write_text("A line.\nAnother.\n")
+    with pytest.raises(InputError, match=r"one.txt: is one document; expected several documents with empty lines"):
+        read_documents([tmp_path / "one.txt"], tokenizer, tmp_path / "cache")
     with pytest.raises(InputError, match=r"empty.txt: has no text to train on"):
         read_documents([tmp_path / "empty.txt"], tokenizer, tmp_path / "cache")
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"some words. " * 5000)[:40])

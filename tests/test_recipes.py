@@ -18,7 +18,7 @@ import tiny
 from conftest import Cli
 from thinbert.compress import run, sources
 from thinbert.compress.recipe import Place, Recipe, built_in, read_recipe
-from thinbert.errors import InputError
+from thinbert.errors import Error, InputError
 from thinbert.model.checkpoint import read_checkpoint
 from thinbert.model.sparsity import measure
 from thinbert.model.tokenizer import read_tokenizer
@@ -200,7 +200,7 @@ def of_stages(name: str, base: Path, stages: tuple[str, ...], **changes: str) ->
 def test_what_is_missing_is_said_before_hours_are_spent(data: Path, base: Path, tmp_path: Path) -> None:
     def refused(stages: tuple[str, ...], match: str, folder: Path = data, **changes: str) -> None:
         recipe = of_stages("pruning-comparison", base, stages, **changes)
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(Error, match=match):
             run.run(place_of(recipe, folder, tmp_path / "run"))
         assert not (tmp_path / "run" / "seed-0").exists()
 
@@ -216,7 +216,9 @@ def test_what_is_missing_is_said_before_hours_are_spent(data: Path, base: Path, 
     for name in ("squad-train-v1.1.json", "squad-dev-v1.1.json"):
         (some / name).write_text((data / name).read_text())
     both_files = r"some: no text.txt .*; no sst2-train.tsv .*; docs/recipes.md says where"
-    refused(("teacher", "sst2-dense", "language"), both_files, some)
+    refused(("teacher", "sst2-teacher", "language"), both_files, some)
+    refused(both, "runs/teachr/model", **{"stages.first.distil.teacher": "runs/teachr/model"})
+    refused(both, "runs/bsae/model", **{"stages.teacher.model": "runs/bsae/model"})
     refused(
         ("teacher",),
         r"no question without an answer is made from squad-train-v1\.1\.json",
@@ -323,7 +325,78 @@ def test_one_run_at_a_time_in_a_folder(data: Path, base: Path, tmp_path: Path) -
     (tmp_path / "run").mkdir()
     with run._locked(tmp_path / "run"), pytest.raises(InputError, match="another process works here"):
         run.run(place_of(recipe, data, tmp_path / "run"))
+    with run._locked(tmp_path / "run"), pytest.raises(InputError, match="another process works here"):
+        run.estimate(place_of(recipe, data, tmp_path / "run"))
     run.run(place_of(recipe, data, tmp_path / "run"))
+
+
+def test_killed_while_packing(data: Path, base: Path, tmp_path: Path) -> None:
+    """A packed folder that was cut off is no reason to stop."""
+    recipe = of_stages("pruning-comparison", base, ("teacher",))
+    place = place_of(recipe, data, tmp_path / "run")
+    scores = run.run(place)
+    stage = tmp_path / "run" / "seed-0" / "teacher"
+    (stage / "scores.json").unlink()
+    (stage / "packed" / "config.json").unlink()
+    assert run.run(place) == scores
+    read_checkpoint(stage / "packed")
+
+
+def test_made_once_for_all_seeds(data: Path, base: Path, tmp_path: Path) -> None:
+    changes = changes_of("bert-base-unstructured-90", base) | {"seeds": "[3, 4]"}
+    whole = read_recipe("bert-base-unstructured-90", "smoke", changes=changes)
+    stages = tuple(s for s in whole.stages if s.name in ("sst2-teacher", "sst2-int8"))
+    stages = (stages[0], stages[1].model_copy(update={"start": "sst2-teacher", "lock": False}))
+    place = place_of(whole.model_copy(update={"stages": stages}), data, tmp_path / "run")
+    scores = run.run(place)
+    assert {p.name: sorted(s.name for s in p.iterdir()) for p in (tmp_path / "run").glob("seed-*")} == {
+        "seed-3": ["sst2-int8", "sst2-teacher"],
+        "seed-4": ["sst2-int8"],
+    }
+    assert "accuracy_range" in scores["sst2-int8"]
+    assert "accuracy_range" not in scores["sst2-teacher"]
+
+
+def test_training_under_the_engines_rounding(data: Path, base: Path, tmp_path: Path) -> None:
+    """`quantise` reaches the loss."""
+    changes = changes_of("bert-base-unstructured-90", base)
+    recipe = read_recipe("bert-base-unstructured-90", "smoke", changes=changes)
+    losses = []
+    for quantise in (False, True):
+        asked = {"start": "base", "lock": False, "quantise": quantise, "distil": None}
+        stage = recipe.stage("squad-int8").model_copy(update=asked)
+        out = tmp_path / str(quantise)
+        run.run(place_of(recipe.model_copy(update={"stages": (stage,)}), data, out))
+        losses.append(json.loads((out / "seed-1" / stage.name / "log.jsonl").read_text().splitlines()[-1])["loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_nothing_to_lock(data: Path, base: Path, tmp_path: Path) -> None:
+    recipe = read_recipe("bert-base-unstructured-90", "smoke", changes=changes_of("bert-base-unstructured-90", base))
+    stage = recipe.stage("squad-int8").model_copy(update={"start": "base", "distil": None})
+    with pytest.raises(InputError, match=r"stage squad-int8: lock, but .*tiny has no zeros to keep"):
+        run.run(place_of(recipe.model_copy(update={"stages": (stage,)}), data, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["squad-teacher", "sst2-teacher"])
+def test_measured_in_windows_as_trained_in(
+    name: str, data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = read_recipe("bert-base-unstructured-90", "smoke", changes=changes_of("bert-base-unstructured-90", base))
+    limit = {"squad-teacher": 40, "sst2-teacher": 24}[name]
+    stage = recipe.stage(name).model_copy(update={"max_length": limit, "stride": 8, "passes": 0, "evaluations": 0})
+    lengths: list[int] = []
+    for call in ("forward", "classify"):
+        real = getattr(thinbert.Model, call)
+
+        def noted(self: Any, ids: Any, types: Any, of: list[int], real: Any = real) -> Any:
+            lengths.extend(of)
+            return real(self, ids, types, of)
+
+        monkeypatch.setattr(thinbert.Model, call, noted)
+    run.run(place_of(recipe.model_copy(update={"stages": (stage,)}), data, tmp_path / "run"))
+    assert max(lengths) == limit
 
 
 def test_nothing_is_left_behind(data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,11 +532,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "distil.states is for tasks",
     ),
     (stage_with(distil={"teacher": "b", "states": "c"}), "states without hidden or attention"),
-    (stage_with(distil={"teacher": "b", "logits": 0}), "there is nothing to learn"),
+    (stage_with(distil={"teacher": "b", "logits": 0, "hidden": 1}), "nothing would reach the heads"),
+    (stage_with(passes=float("inf")), "stage a.passes: Input should be a finite number"),
+    (stage_with(task="sst2", stride=16), "stride is for squad1 and squad2"),
     (stage_with(distil={"teacher": "b", "everywhere": True}), "everywhere is for pre-training"),
     (stage_with(prune={"sparsity": 0.5, "policy_end": 0, "criterion": "fisher"}), "with policy_end 0 there are none"),
     (stage_with(prune={"sparsity": 0.5, "policy_end": 0.97, "end": 1.0}, rewind=True), "5 times the warm-up"),
     ({"seeds": [-1]}, "seeds.0: Input should be greater than or equal to 0"),
+    ({"seeds": []}, "seeds: .*at least 1 item"),
+    ({"seeds": [1, 1]}, "seeds 1, 1: one is named twice"),
+    ({"scales": 5}, "scales has 5; expected small and smoke"),
     ({"stages": []}, "stages: .*at least 1 item"),
     ({"scales": {"tiny": {}}}, "scales has tiny; expected small and smoke"),
 ]
@@ -483,6 +561,31 @@ def test_bad_recipes_say_where(change: dict[str, Any], message: str, tmp_path: P
     path.write_text(json.dumps({**good, **change}))
     with pytest.raises(InputError, match=message):
         read_recipe(path)
+
+
+@pytest.mark.parametrize("text", ["about: 2021-99-99", "[" * 5000, "a: [", "\0"])
+def test_files_that_are_not_yaml(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(InputError, match="not valid YAML"):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_change_hides_no_fault(tmp_path: Path) -> None:
+    """Stages without a name, with one twice, and what is no stage are found, also where something else is changed."""
+    stage = {"name": "a", "task": "squad1", "passes": 1, "tokens": 9, "rate": 1}
+    nameless = {key: value for key, value in stage.items() if key != "name"}
+    for stages, message in (
+        ([stage, nameless], "stage 1.name: Field required"),
+        ([stage, stage], "two stages are named a"),
+        ([stage, {**stage, "name": ["a"]}], "name: Input should be a valid string"),
+        ([stage, 7], "stage 1: Input should be a valid dictionary"),
+        (None, "stages: Field required"),
+        ("a", "stages: Input should be a valid tuple"),
+    ):
+        recipe = {"name": "x", "about": "a test", "base": "b"} | ({} if stages is None else {"stages": stages})
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+        with pytest.raises(InputError, match=message):
+            read_recipe(tmp_path / "recipe.yaml", changes={"seeds": "[3]"})
 
 
 def test_scales_and_changes(tmp_path: Path) -> None:
@@ -537,6 +640,31 @@ def test_published_settings() -> None:
     assert pruning is not None
     s = pruning.schedule
     assert (s.target, s.begin, s.policy_end, s.end, s.frequency) == (0.9, 0, 50_000, 80_000, 1_000)
+
+
+# passes or steps, examples, rate, warm-up, weight decay
+PUBLISHED = {
+    ("bert-base-unstructured-90", "sparse"): (100_000, 256, 5e-5, 0.01, 0.01),
+    ("bert-base-unstructured-90", "squad"): (8, 12, 1.5e-4, 0, 0),
+    ("bert-base-unstructured-90", "squad-int8"): (2, 12, 1e-5, 0, 0),
+    ("bert-base-1x4-80", "squad"): (8, 12, 1.5e-4, 0, 0),
+    ("distilbert-unstructured-85", "squad"): (8, 12, 1.8e-4, 0.05, 0.01),
+    ("distilbert-unstructured-90", "squad-int8"): (2, 12, 1e-5, 0.1, 0),
+    ("distilbert-unstructured-90", "sst2"): (9, 32, 1.5e-4, 0, 0),
+    ("distilbert-unstructured-90", "sst2-int8"): (3, 32, 1e-6, 0.01, 0.01),
+}
+
+
+@pytest.mark.parametrize(("recipe", "stage"), PUBLISHED)
+def test_published_hyper_parameters(recipe: str, stage: str) -> None:
+    s = read_recipe(recipe).stage(stage)
+    assert (s.passes or s.steps, s.examples, s.rate, s.warmup, s.weight_decay) == PUBLISHED[recipe, stage]
+    assert s.distil is not None
+    assert s.distil.temperature == 2
+    assert (s.distil.hard, s.distil.logits) == ((0.5, 0.5) if s.task == "mlm" else (0, 1))
+    assert s.lock != (s.prune is not None)
+    assert s.quantise == stage.endswith("int8")
+    assert s.max_length == {"mlm": 512, "squad1": 384, "sst2": 128}[s.task]
 
 
 def test_command_line(cli: Cli, data: Path, base: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from thinbert.compress.encoder import Encoder, from_checkpoint
 from thinbert.compress.masks import density, magnitude_masks
 from thinbert.compress.objectives import Follower, SpanLoss
 from thinbert.compress.recipe import Distillation
-from thinbert.compress.schedule import PruneSchedule
+from thinbert.compress.schedule import PruneSchedule, rewinding_rate
 from thinbert.compress.train import Objective, Pruning, Settings, TrainError, train
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint
@@ -150,6 +151,7 @@ def test_two_processes_make_what_one_makes(checkpoint: Checkpoint, tmp_path: Pat
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+        assert a["norm"] == pytest.approx(b["norm"], rel=0.1)  # which AdamW would not feel, but clipping does
     assert one[-1]["loss"] < one[0]["loss"]
 
 
@@ -268,11 +270,42 @@ class Broken(SpanLoss):
 
 def test_nan_stops_and_keeps_the_last_good_state(checkpoint: Checkpoint, tmp_path: Path) -> None:
     features = examples()
-    with pytest.raises(TrainError, match=r"step 7: the loss or its gradient is not finite; lower the learning rate"):
+    with pytest.raises(
+        TrainError, match=r"step 7: the loss or its gradient is not finite; try a learning rate below 0.001"
+    ):
         train(Broken(fresh(checkpoint)), features, plan_of(features), SETTINGS, tmp_path / "run")
     kept = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert kept["step"] == 5
     assert all(bool(p.isfinite().all()) for p in kept["model"].values())
+
+
+def test_short_memory_says_what_helps(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what helps may be changed in a run that is gone on with."""
+    features, plan = examples(), plan_of(examples())
+    train(SpanLoss(fresh(checkpoint)), features, plan, SETTINGS, tmp_path / "run", stop_after=4)
+
+    def short(*args: object) -> tuple[torch.Tensor, int]:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr("thinbert.compress.train._backward", short)
+        with pytest.raises(TrainError, match=r"step 4: out of memory; lower micro_tokens .*state of step 4 is kept"):
+            train(SpanLoss(fresh(checkpoint)), features, plan, SETTINGS, tmp_path / "run")
+    assert train(SpanLoss(fresh(checkpoint)), features, plan, replace(SETTINGS, micro_tokens=50), tmp_path / "run")
+
+
+def test_the_rate_is_rewound(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features, schedule = examples(), PruneSchedule(0.5, 2, 10, 14, 4)
+    plan, settings = plan_of(features, 3), replace(SETTINGS, rewind=True, log_every=1)
+    train(SpanLoss(fresh(checkpoint)), features, plan, settings, tmp_path / "run", pruning=Pruning(schedule))
+    warmup = math.ceil(settings.warmup * len(plan))
+    shares = [line["rate"] / settings.rate for line in log_of(tmp_path / "run")]
+    assert shares == pytest.approx(
+        [rewinding_rate(step, steps=len(plan), warmup=warmup, prune=schedule) for step in range(len(plan))]
+    )
+    assert shares[6] > shares[5]  # back up, with the mask at step 6
 
 
 def test_a_full_disk_stops_and_keeps_the_last_good_state(
@@ -370,6 +403,15 @@ def test_batches_hold_every_example_once_and_few_pad() -> None:
 
 
 CONTEXT = "The lighthouse was built in 1871. Its keeper, Ida Marsh, lived there for thirty years."
+
+
+@pytest.mark.parametrize("size", [7, 12, 256])
+def test_batches_of_examples_are_full(size: int) -> None:
+    """But the last of each pass: a batch that is not weighs its examples more."""
+    lengths = np.random.default_rng(0).integers(5, 300, 9000)
+    sizes = [len(batch) for batch in order(lengths, examples=size, passes=1, seed=3)]
+    assert sum(n != size for n in sizes) <= 1
+    assert sum(sizes) == len(lengths)
 
 
 def test_labels_stand_where_the_answer_stands(checkpoint: Checkpoint) -> None:

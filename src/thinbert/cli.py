@@ -627,15 +627,17 @@ def _compress(
             recipe=read, scale=scale, data=data, out=out, say=lambda text: print(text, file=sys.stderr), report=report
         )
         result = run.estimate(place) if dry_run else run.run(place)
+    if not result:
+        return  # one of several processes, of which the main one speaks
     if as_json:
         show.print_json(result)
     elif dry_run:
         seeds = ", ".join(map(str, read.seeds))
         print(f"{read.name}, {scale} scale: from {read.base}, {show.count(len(read.stages), 'stage')}, seeds {seeds}")
-        for row in result:
+        for stage, row in zip(read.stages, result, strict=True):
             print(
                 f"{row['stage']:16s} {row['task']:7s} {row['examples']:8d} examples  {row['steps']:7d} steps  "
-                f"{show.duration(row['seconds'])} for each seed, at most {row['peak_memory_mb']:.0f} MB so far"
+                f"{show.duration(row['seconds'])} {'once' if stage.once else 'for each seed'}, at most {row['peak_memory_mb']:.0f} MB so far"
             )
     else:
         for name, scores in result.items():

@@ -152,6 +152,8 @@ def order(
     of the seed alone, so that an interrupted run goes on with the batches it would have had.
     """
     plan: list[NDArray[np.int64]] = []
+    # so that only the last batch of a pass has fewer examples
+    chunk = CHUNK if examples is None else max(1, CHUNK // examples) * examples
     number = 0
     left = 0.0 if passes is None else passes
     while left > 1e-9 or (steps is not None and len(plan) < steps):
@@ -159,9 +161,9 @@ def order(
         numbers = np.arange(len(lengths))  # of all text there is, as a list they would take gigabytes
         mixed.shuffle(numbers)  # type: ignore[arg-type]
         batches = []
-        for first in range(0, len(numbers), CHUNK):
+        for first in range(0, len(numbers), chunk):
             current: list[int] = []
-            for n in sorted(numbers[first : first + CHUNK].tolist(), key=lambda n: lengths[n]):
+            for n in sorted(numbers[first : first + chunk].tolist(), key=lambda n: lengths[n]):
                 full = tokens is not None and lengths[n] * (len(current) + 1) > tokens
                 if current and (full or len(current) == examples):
                     batches.append(np.array(current))

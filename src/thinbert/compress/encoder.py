@@ -165,7 +165,8 @@ class Encoder(nn.Module):
             x = x + self.token_type(types)
         x = F.dropout(self.norm(x), self.dropout, self.training)
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream too: half the memory traffic
+            # the residual stream too: half the memory traffic (on a GPU until the first norm, which gives float32)
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         if trace is not None:
             trace.hidden.append(x)
         for layer in self.layers:
@@ -210,7 +211,7 @@ class Encoder(nn.Module):
 
         The pooler is pre-trained with next-sentence prediction and pruned there with the rest (Zafrir et al. 2021), and
         kept in that pattern for classification. Heads that begin anew with each task are not pruned, nor is
-        DistilBERT's hidden layer, which does so too.
+        DistilBERT's hidden layer, which is part of no published pre-training.
         """
         pooler = self.classify_hidden if "pooler" in FAMILIES[self.config.family].classify_hidden else None
         return self.linears() | ({"classify_hidden": pooler} if pooler is not None else {})

@@ -1,7 +1,7 @@
 """Keeps the zeros of any torch module through training, whoever trains it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 class PatternLock:
     """Holds weights at zero that were zero when it was made. Use it as a context, or call `remove`."""
 
-    def __init__(self, masks: dict[str, tuple[Tensor, Tensor]]) -> None:
-        self.masks = masks  # parameter name -> the parameter and where it stays
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._patterns = [_Pattern(parameter) for parameter in parameters]
         self._handles = [
-            parameter.register_hook(_masked(mask))  # type: ignore[no-untyped-call]
-            for parameter, mask in masks.values()
-            if parameter.requires_grad
+            pattern.parameter.register_hook(pattern.masked)  # type: ignore[no-untyped-call]
+            for pattern in self._patterns
+            if pattern.parameter.requires_grad
         ]
         # Weight decay and momentum never move a zero whose gradient is zero; but other code may (noise, an average of
         # weights, a load_state_dict), so what every optimiser leaves behind is masked as well.
@@ -25,13 +25,13 @@ class PatternLock:
     def apply(self) -> None:
         """Zeroes what must be zero, now."""
         with torch.no_grad():
-            for parameter, mask in self.masks.values():
-                parameter.mul_(mask.to(parameter.device))
+            for pattern in self._patterns:
+                pattern.parameter.mul_(pattern.mask())
 
     def sparsity(self) -> float:
         """Share of the locked parameters' weights that are held at zero."""
-        total = sum(mask.numel() for _, mask in self.masks.values())
-        return sum(int((~mask).sum()) for _, mask in self.masks.values()) / max(1, total)
+        masks = [pattern.mask() for pattern in self._patterns]
+        return sum(int((~mask).sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
     def remove(self) -> None:
         """Lets go: weights may change freely from now on."""
@@ -47,13 +47,25 @@ class PatternLock:
         self.remove()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        mine = {id(parameter) for parameter, _ in self.masks.values()}
+        mine = {id(pattern.parameter) for pattern in self._patterns}
         if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             self.apply()
 
 
-def _masked(mask: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: gradient * mask.to(gradient.device)
+class _Pattern:
+    """Where a parameter stays zero."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self._mask = parameter.detach() != 0
+
+    def mask(self) -> Tensor:
+        """On the device of the parameter, which trainers move after it was locked."""
+        self._mask = self._mask.to(self.parameter.device)
+        return self._mask
+
+    def masked(self, gradient: Tensor) -> Tensor:
+        return gradient * self.mask()
 
 
 def lock_pattern(module: nn.Module, exclude: Sequence[str] = ()) -> PatternLock:
@@ -75,8 +87,7 @@ def lock_pattern(module: nn.Module, exclude: Sequence[str] = ()) -> PatternLock:
     """
     layers = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
     chosen = {n: m for n, m in layers.items() if not any(re.search(pattern, n) for pattern in exclude)}
-    masks = {f"{n}.weight": (m.weight, m.weight.detach() != 0) for n, m in chosen.items()}
-    sparse = {name: pair for name, pair in masks.items() if not bool(pair[1].all())}
+    sparse = [m.weight for m in chosen.values() if not bool((m.weight != 0).all())]
     if not sparse:
         raise ValueError(
             f"nothing to lock: {len(layers)} linear layers, {len(chosen)} not excluded, none of them with a zero weight"

@@ -15,12 +15,13 @@ SCALES = ("full", "small", "smoke")
 SPAN_TASKS = ("squad1", "squad2")
 
 _DEEPEST = 4  # recipes that extend one another
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # the second: a 13th month
 _FOLDER = Path(__file__).parent.parent / "recipes"
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Prune(Part):
@@ -72,8 +73,8 @@ class Distil(Distillation):
 
     @model_validator(mode="after")
     def _says_something(self) -> "Distil":
-        if not self.hard + self.logits + self.hidden + self.attention:
-            raise ValueError("hard, logits, hidden and attention are all 0: there is nothing to learn")
+        if not self.hard + self.logits:
+            raise ValueError("hard and logits are both 0: nothing would reach the heads")
         if self.states is not None and not self.follows_states:
             raise ValueError("states without hidden or attention: nothing of them is followed")
         return self
@@ -96,6 +97,7 @@ class Stage(Part):
     rewind: bool = False  # learning-rate rewinding while pruning
     prune: Prune | None = None
     lock: bool = False  # keep the zeros the stage begins with
+    once: bool = False  # with the first seed alone, and shared by all
     quantise: bool = False  # train under the engine's rounding
     distil: Distil | None = None
     max_length: int = Field(384, ge=8)
@@ -120,12 +122,10 @@ class Stage(Part):
             raise ValueError("rewind: what pruning leaves of the steps must be at least 5 times the warm-up")
         if self.task == "mlm" and self.distil is not None and self.distil.states is not None:
             raise ValueError("distil.states is for tasks; in pre-training one teacher gives logits and states")
-        if self.task == "mlm" and self.distil is not None and not self.distil.hard + self.distil.logits:
-            raise ValueError("distil: hard and logits are both 0; then nothing reaches the heads of pre-training")
         if self.task != "mlm" and self.distil is not None and self.distil.everywhere:
             raise ValueError("distil.everywhere is for pre-training")
-        for name in ("unanswerable", "hold_out"):
-            if getattr(self, name) and self.task not in SPAN_TASKS:
+        for name in ("unanswerable", "hold_out", "stride"):
+            if name in self.model_fields_set and self.task not in SPAN_TASKS:
                 raise ValueError(f"{name} is for {' and '.join(SPAN_TASKS)}")
         return self
 
@@ -138,11 +138,13 @@ class Recipe(Part):
     corpus: tuple[
         str, ...
     ] = ()  # files of the mlm stages in the data folder: plain text, or SQuAD JSON for its contexts
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _stages_exist(self) -> "Recipe":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {', '.join(map(str, self.seeds))}: one is named twice, and would count twice")
         known: list[str] = ["base"]
         for stage in self.stages:
             if stage.name in known:
@@ -205,7 +207,8 @@ def read_recipe(name: str | Path, scale: str = "full", *, changes: Mapping[str, 
     raw = _read(name, path)
     scales = raw.pop("scales", None) or {}
     if not isinstance(scales, dict) or not set(scales) <= set(SCALES[1:]):
-        raise InputError(f"{path}: scales has {', '.join(map(str, scales))}; expected {' and '.join(SCALES[1:])}")
+        found = ", ".join(map(str, scales)) if isinstance(scales, dict) else repr(scales)
+        raise InputError(f"{path}: scales has {found}; expected {' and '.join(SCALES[1:])}")
     if scale != "full":
         if scale not in scales:
             raise InputError(f"{path}: has no scale {scale}; it has full{''.join(', ' + s for s in scales)}")
@@ -213,7 +216,7 @@ def read_recipe(name: str | Path, scale: str = "full", *, changes: Mapping[str, 
     for place, value in (changes or {}).items():
         try:
             change = _nested(place.split("."), yaml.safe_load(value))
-        except yaml.YAMLError as e:
+        except _NOT_YAML as e:
             raise InputError(f"change {place}: {value!r} is not valid YAML: {e}") from e
         raw = _scaled(raw, change, f"change {place}")
     try:
@@ -232,7 +235,7 @@ def _read(name: str | Path, path: Path, depth: int = 0) -> dict[str, Any]:
         raise InputError(f"{name}: no such recipe{hint}") from None
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: cannot be read: {e}") from e
-    except yaml.YAMLError as e:
+    except _NOT_YAML as e:
         raise InputError(f"{path}: not valid YAML: {e}") from e
     if not isinstance(raw, dict):
         raise InputError(f"{path}: is not a recipe; expected keys such as name, base, stages")
@@ -253,28 +256,30 @@ def _scaled(raw: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict
     """A recipe with some of its values changed; `stages` maps the names of stages to what differs in them."""
     if not isinstance(changes, Mapping) or not isinstance(changes.get("stages") or {}, Mapping):
         raise InputError(f"{where}: expected fields of the recipe and, under stages, stage name -> fields")
+    # what is no stage stays where it is, for the check of the whole to find
     listed = raw.get("stages")
-    stages = (
-        {s["name"]: dict(s) for s in listed if isinstance(s, dict) and "name" in s} if isinstance(listed, list) else {}
-    )
+    stages = [dict(s) if isinstance(s, dict) else s for s in listed] if isinstance(listed, list) else listed
+    whole = [s for s in stages if isinstance(s, dict)] if isinstance(stages, list) else []
+    named = {s["name"]: s for s in whole if isinstance(s.get("name"), str)}
     for name, fields in (changes.get("stages") or {}).items():
-        if name not in stages:
-            near = difflib.get_close_matches(name, stages, n=1)
+        if name not in named:
+            near = difflib.get_close_matches(str(name), named, n=1)
             raise InputError(f"{where}: there is no stage {name}{f'; did you mean {near[0]}?' if near else ''}")
         if fields is None:
-            del stages[name]
+            stages = [s for s in stages or () if s is not named[name]]
             continue
         if not isinstance(fields, Mapping):
             raise InputError(f"{where}: stage {name} is {fields!r}; expected its fields")
+        stage = named[name]
         for key, value in fields.items():
             if value is None:
-                stages[name].pop(key, None)
-            elif isinstance(value, dict) and isinstance(stages[name].get(key), dict):
-                stages[name][key] = {**stages[name][key], **value}
+                stage.pop(key, None)
+            elif isinstance(value, dict) and isinstance(stage.get(key), dict):
+                stage[key] = {**stage[key], **value}
             else:
-                stages[name][key] = value
+                stage[key] = value
     rest = {key: value for key, value in changes.items() if key != "stages"}
-    return {**raw, **rest, "stages": list(stages.values())}
+    return {**raw, **rest} | ({} if listed is None else {"stages": stages})
 
 
 _MODELS: dict[str, type[Part]] = {"prune": Prune, "distil": Distil}

@@ -1,7 +1,7 @@
 """Carries a recipe out, stage by stage: data, teacher, training, export, scores. Every part of it resumes.
 
 OUT/recipe.json          the recipe as it was last read, and its scale
-OUT/seed-N/STAGE/        the stage's run (see compress/train.py), and in it
+OUT/seed-N/STAGE/        the stage's run (see compress/train.py; of `once` with the first seed only), and in it
     stage.json           what was asked for; the same stage is not run twice, another is refused
     model/               the portable folder, packed/ its packed form, scores.json their scores
 OUT/cache/               what teachers said, by teacher and data; tokenised corpora
@@ -15,6 +15,7 @@ import json
 import math
 import platform
 import resource
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -38,7 +39,7 @@ from thinbert.compress.recipe import SPAN_TASKS, Distillation, Place, Recipe, Re
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.train import Objective, Pruning, Settings, prepare_process, time_steps, train
 from thinbert.errors import InputError
-from thinbert.model.checkpoint import TRAINING_FILE, Checkpoint, read_checkpoint, write_atomic
+from thinbert.model.checkpoint import TRAINING_FILE, Checkpoint, find_model, read_checkpoint, write_atomic
 from thinbert.model.pack import pack
 from thinbert.model.tokenizer import Tokenizer, read_tokenizer
 from thinbert.tasks import glue
@@ -51,7 +52,8 @@ _ASKED = 8192  # tokens that a teacher reads at a time
 def run(place: Place) -> dict[str, Any]:
     """All stages for all seeds; returns their scores, as written to OUT/scores.json.
 
-    Several processes (`accelerate launch`) train together; what is not training the main one does alone.
+    Several processes (`accelerate launch`) train together; what is not training the main one does alone, and the others
+    return nothing.
 
     Raises:
         InputError: data or models are missing, OUT holds a stage of that name that is another, or another process
@@ -63,23 +65,35 @@ def run(place: Place) -> dict[str, Any]:
     if not process.is_main_process:
         place = replace(place, say=lambda text: None, report=lambda stage: lambda line: None)
     check(place)
-    place.out.mkdir(parents=True, exist_ok=True)
-    with _locked(place.out) if process.is_main_process else nullcontext():
-        return _run(place)
+    if not process.is_main_process:
+        _stages(place)
+        return {}
+    with _locked(place.out):
+        described = {"scale": place.scale, **place.recipe.model_dump(mode="json")}
+        write_atomic(place.out / "recipe.json", (json.dumps(described, indent=1) + "\n").encode())
+        summary = {name: scores.summary(of_seeds) for name, of_seeds in _stages(place).items()}
+        write_atomic(place.out / "scores.json", (json.dumps(summary, indent=1) + "\n").encode())
+        return summary
 
 
 def check(place: Place) -> None:
     """Raises InputError where stages lack data, naming all of it, or a teacher is no stage before it, no folder and no
-    hub id: now, and not after the hours of the stages before."""
+    hub id, or a model cannot be had: now, and not after the hours of the stages before."""
     before = ["base"]
+    models: dict[str, None] = {}
     missing: dict[str, None] = {}
     for stage in place.recipe.stages:
         try:
             sources.files(place, stage)
         except InputError as e:
             missing[str(e)] = None
+        if stage.model is not None or place.recipe.before(stage) == "base":
+            models[stage.model or place.recipe.base] = None
         for name in (stage.distil.teacher, stage.distil.states) if stage.distil else ():
-            if name is None or name in before or "/" in name or Path(name).is_dir():
+            if name is None or name in before[1:]:
+                continue
+            if name == "base" or "/" in name or Path(name).is_dir():
+                models[place.recipe.base if name == "base" else name] = None
                 continue
             near = difflib.get_close_matches(name, before, n=1)
             raise InputError(
@@ -89,10 +103,13 @@ def check(place: Place) -> None:
         before.append(stage.name)
     if missing:
         raise InputError(f"{place.data}: {'; '.join(missing)}; docs/recipes.md says where they come from")
+    for name in models:
+        find_model(name)
 
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,16 +118,14 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _run(place: Place) -> dict[str, Any]:
-    described = {"scale": place.scale, **place.recipe.model_dump(mode="json")}
-    write_atomic(place.out / "recipe.json", (json.dumps(described, indent=1) + "\n").encode())
-    found: dict[str, Any] = {}
-    for seed in place.recipe.seeds:
+def _stages(place: Place) -> dict[str, list[scores.Scores]]:
+    """The scores of every stage, for each of its seeds."""
+    found: dict[str, list[scores.Scores]] = {}
+    for number, seed in enumerate(place.recipe.seeds):
         for stage in place.recipe.stages:
-            found.setdefault(stage.name, []).append(_stage(place, stage, seed))
-    summary = {name: scores.summary(of_seeds) for name, of_seeds in found.items()}
-    write_atomic(place.out / "scores.json", (json.dumps(summary, indent=1) + "\n").encode())
-    return summary
+            if not (stage.once and number):
+                found.setdefault(stage.name, []).append(_stage(place, stage, seed))
+    return found
 
 
 def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
@@ -119,6 +134,12 @@ def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
     already, from which they come and whose shape they have."""
     prepare_process()
     check(place)
+    # a corpus that is tokenised on the way is kept there, and a run may be at the same
+    with _locked(place.out) if place.recipe.corpus or place.out.exists() else nullcontext():
+        return _estimates(place, timed)
+
+
+def _estimates(place: Place, timed: int) -> list[dict[str, Any]]:
     rows = []
     for stage in place.recipe.stages:
         source = read_checkpoint(_origin_of(place.recipe, stage))
@@ -129,7 +150,7 @@ def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
         model.set_quantised(stage.quantise)
         objective = _objective(place, _self_taught(stage, source), model, features, tokenizer, 0)
         some = [plan[i * len(plan) // timed] for i in range(min(timed, len(plan)))]
-        seconds = time_steps(objective, features, some) if some else 0.0
+        seconds = time_steps(objective, features, some, _settings(stage, 0)) if some else 0.0
         memory = 1e-6 * 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         row = {"stage": stage.name, "task": stage.task, "examples": len(features), "steps": len(plan)}
         rows.append(row | {"seconds": seconds * len(plan), "peak_memory_mb": memory})
@@ -187,6 +208,18 @@ def _plan(stage: Stage, features: Features, seed: int) -> list[NDArray[np.int64]
     return data.order(features.lengths, **sizes, passes=stage.passes, steps=stage.steps, seed=seed)
 
 
+def _settings(stage: Stage, seed: int) -> Settings:
+    return Settings(
+        rate=stage.rate,
+        warmup=stage.warmup,
+        weight_decay=stage.weight_decay,
+        dropout=stage.dropout,
+        seed=seed,
+        micro_tokens=stage.micro_tokens,
+        rewind=stage.rewind,
+    )
+
+
 def heads_of(task: str) -> dict[str, int]:
     if task == "mlm":
         return {"mlm": 0, "nsp": 0}
@@ -194,7 +227,7 @@ def heads_of(task: str) -> dict[str, int]:
 
 
 def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
-    folder = place.out / f"seed-{seed}" / stage.name
+    folder = _folder(place, stage, seed)
     source = read_checkpoint(_start(place, stage, seed))
     process = Accelerator()
     with process.main_process_first():
@@ -212,7 +245,10 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     if "classify" in heads and "classify_out.weight" not in begun:
         model.order_classes(class_order(source.config.labels, glue.TASKS[stage.task]))
     if stage.lock:
-        model.set_masks({name: linear.weight != 0 for name, linear in model.prunable().items()})
+        masks = {name: linear.weight != 0 for name, linear in model.prunable().items()}
+        if all(bool(mask.all()) for mask in masks.values()):
+            raise InputError(f"stage {stage.name}: lock, but {source.name} has no zeros to keep")
+        model.set_masks(masks)
     tokenizer = read_tokenizer(source.folder, vocabulary=source.config.vocabulary)
     with process.main_process_first():
         features = sources.training(place, stage, tokenizer, source.config.positions)
@@ -222,15 +258,6 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     model.set_quantised(stage.quantise)
     with process.main_process_first():
         objective = _objective(place, stage, model, features, tokenizer, seed)
-    settings = Settings(
-        rate=stage.rate,
-        warmup=stage.warmup,
-        weight_decay=stage.weight_decay,
-        dropout=stage.dropout,
-        seed=seed,
-        micro_tokens=stage.micro_tokens,
-        rewind=stage.rewind,
-    )
 
     def write(out: Path) -> Checkpoint:
         return write_portable(model, heads, source, out, **_class_names(stage.task))
@@ -243,7 +270,7 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
         objective,
         features,
         plan,
-        settings,
+        _settings(stage, seed),
         folder,
         pruning=_pruning(stage, len(plan)),
         report=place.report(stage.name if len(place.recipe.seeds) == 1 else f"{stage.name}, seed {seed}"),
@@ -273,6 +300,7 @@ def _finish(
     if stage.task == "mlm":
         found |= quick()
     else:
+        shutil.rmtree(folder / "packed", ignore_errors=True)  # what a process killed while packing left
         pack(read_checkpoint(written.folder), folder / "packed")
         folders.append(folder / "packed")
         found |= scores.of_folders(place, stage, written, folder / "packed")
@@ -288,7 +316,8 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
     """Makes a stage's folder, or checks that it holds this very stage: a recipe may have grown or changed since."""
     # without defaults: a later version may know more fields
     asked: dict[str, Any] = {
-        "stage": stage.model_dump(mode="json", exclude_defaults=True),
+        # but what changes nothing of what is made
+        "stage": stage.model_dump(mode="json", exclude_defaults=True, exclude={"micro_tokens", "evaluations"}),
         "start": source.sha256(),
         "scale": place.scale,
         "data": {path.name: path.stat().st_size for path in sources.files(place, stage)},
@@ -323,6 +352,7 @@ def _class_names(task: str) -> dict[str, Any]:
         "id2label": {str(n): name for n, name in enumerate(labels)},
         "label2id": {name: n for n, name in enumerate(labels)},
         "num_labels": len(labels),
+        "problem_type": "single_label_classification",
     }
 
 
@@ -361,7 +391,11 @@ def _start(place: Place, stage: Stage, seed: int) -> str | Path:
 
 
 def _model_of(place: Place, stage: str, seed: int) -> Path:
-    return place.out / f"seed-{seed}" / stage / "model"
+    return _folder(place, place.recipe.stage(stage), seed) / "model"
+
+
+def _folder(place: Place, stage: Stage, seed: int) -> Path:
+    return place.out / f"seed-{place.recipe.seeds[0] if stage.once else seed}" / stage.name
 
 
 def _pruning(stage: Stage, steps: int) -> Pruning | None:
@@ -369,7 +403,8 @@ def _pruning(stage: Stage, steps: int) -> Pruning | None:
         return None
     p = stage.prune
     begin, policy_end, end = (round(share * steps) for share in (p.begin, p.policy_end, p.end))
-    every = max(1, round((policy_end - begin) / p.times))
+    climb = policy_end - begin or end - begin  # all at once: masks are made anew as often, while they may be
+    every = max(1, round(climb / p.times))
     return Pruning(PruneSchedule(p.sparsity, begin, policy_end, end, every), p.shape, p.scope, p.criterion)
 
 
@@ -480,16 +515,16 @@ def _ask(teacher: Checkpoint, features: Features, task: str, first: int) -> Iter
     """How many examples a teacher has read, and the rows it gave for the last of them."""
     packed = teacher.folder.parent / "packed"  # where it is a stage of ours
     model = thinbert.load(str(packed if teacher.folder.name == "model" and packed.is_dir() else teacher.folder))
-    lengths = features.lengths
+    lengths, spans = features.lengths, task in SPAN_TASKS
+    order = [] if spans else class_order(teacher.config.labels, glue.TASKS[task])
     while first < len(features):
         last = first + 1
         while last < len(features) and int(lengths[first : last + 1].sum()) <= _ASKED:
             last += 1
         at = slice(features.example(first).start, features.example(last - 1).stop)
-        read = model.forward if task in SPAN_TASKS else model.classify
+        read = model.forward if spans else model.classify
         rows = read(features.ids[at], features.types[at].astype(np.int32), lengths[first:last].tolist())
-        if task not in SPAN_TASKS:
-            order = class_order(teacher.config.labels, glue.TASKS[task])
+        if not spans:
             if rows.shape[1] != len(order):
                 raise InputError(f"{teacher.name} has {rows.shape[1]} classes; {task} has {len(order)}")
             rows = rows[:, np.argsort(order)]

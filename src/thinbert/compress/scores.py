@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +11,7 @@ import thinbert
 from thinbert.compress import data, pretrain, sources
 from thinbert.compress.encoder import Encoder
 from thinbert.compress.recipe import SPAN_TASKS, Place, Stage
+from thinbert.compress.text import spread
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint, read_json, write_atomic
 from thinbert.model.pack import pack
 from thinbert.model.tokenizer import Tokenizer
@@ -46,8 +47,9 @@ def measure(model: thinbert.Model, stage: Stage, path: Path, limit: int | None) 
     """Scores over the first examples of a file."""
     if stage.task in SPAN_TASKS:
         dataset = read_squad(path)
-        return squad_scores(dataset, _read(model, dataset.questions[:limit]), threshold_of(model))
-    return classify.evaluate(model, glue.read_glue(path, glue.TASKS[stage.task]), limit=limit)[0]
+        return squad_scores(dataset, _read(model, stage, dataset.questions[:limit]), threshold_of(model))
+    labelled = glue.read_glue(path, glue.TASKS[stage.task])
+    return classify.evaluate(model, labelled, limit=limit, max_length=stage.max_length)[0]
 
 
 def squad_scores(dataset: Dataset, readings: list[Reading], threshold: float = THRESHOLD) -> Scores:
@@ -59,8 +61,11 @@ def squad_scores(dataset: Dataset, readings: list[Reading], threshold: float = T
     return {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
 
 
-def _read(model: thinbert.Model, questions: "tuple[Question, ...] | list[Question]") -> list[Reading]:
-    return list(model.read_many((q.question, [q.context]) for q in questions))
+def _read(model: thinbert.Model, stage: Stage, questions: Sequence[Question]) -> list[Reading]:
+    """In windows as the stage was trained with."""
+    asked = ((q.question, [q.context]) for q in questions)
+    max_length, stride = sources.window_size(stage, model.config.positions)
+    return list(model.read_many(asked, max_length=max_length, stride=stride))
 
 
 @contextmanager
@@ -84,7 +89,7 @@ def calibrate(place: Place, stage: Stage, portable: Path) -> Scores:
         place.say(f"{stage.name}: no answerable and unanswerable questions held out; the model is not calibrated")
         return {}
     with _engine(read_checkpoint(portable)) as model:
-        readings = _read(model, questions)
+        readings = _read(model, stage, questions)
     odds = calibration.log_odds([r.no_answer for r in readings]).clip(-_SUREST, _SUREST)
     slope, offset = calibration.fit(odds, truth)
     if slope <= 0:
@@ -125,14 +130,14 @@ def of_language_model(
     """Loss and accuracy of guessing masked tokens in documents held out, masked the same way each time."""
     documents, _, held = sources.corpus(place, stage, tokenizer)
     # evenly from all of the corpus, whose files may be of different kinds
-    some = held[:: max(1, len(held) // _HELD_DOCUMENTS)][:_HELD_DOCUMENTS]
+    some = spread(held, min(1.0, _HELD_DOCUMENTS / len(held)))
     max_length = min(stage.max_length, model.config.positions)
     features = pretrain.pairs(documents, some, tokenizer, max_length=max_length, seed=1, folder=None)
     batches = data.order(features.lengths, tokens=_HELD_TOKENS, passes=1.0, seed=0)[:_HELD_BATCHES]
     return lambda: pretrain.held_out_loss(model, objective, (data.batch(features, b) for b in batches))
 
 
-def summary(of_seeds: list[Mapping[str, float]]) -> dict[str, float | list[float]]:
+def summary(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float | list[float]]:
     """The mean of each score over seeds, and its range where there is more than one."""
     found: dict[str, float | list[float]] = {}
     for name in of_seeds[0]:

@@ -78,7 +78,7 @@ def measured(place: Place, stage: Stage) -> dict[str, Path]:
 
 def training(place: Place, stage: Stage, tokenizer: Tokenizer, positions: int) -> Features:
     """The examples of a stage, in windows of at most `positions` tokens."""
-    max_length = min(stage.max_length, positions)
+    max_length, stride = window_size(stage, positions)
     if stage.task == "mlm":
         documents, fit, _ = corpus(place, stage, tokenizer)
         key = hashlib.sha256(f"{documents.sha256} {stage.part} {max_length}".encode()).hexdigest()[:24]
@@ -90,7 +90,6 @@ def training(place: Place, stage: Stage, tokenizer: Tokenizer, positions: int) -
         made = _made_unanswerable(questions, stage.unanswerable)
         if made:
             place.say(f"{stage.name}: {len(made)} unanswerable pairs made from {len(questions)} questions")
-        stride = min(stage.stride, max_length // 2)
         return data.squad_features([*questions, *made], tokenizer, max_length=max_length, stride=stride)
     task = glue.TASKS[stage.task]
     if stage.task == "qnli" and ".json" in path.name:
@@ -99,6 +98,12 @@ def training(place: Place, stage: Stage, tokenizer: Tokenizer, positions: int) -
     else:
         examples = glue.read_glue(path, task).examples
     return data.class_features(spread(list(examples), stage.part), tokenizer, max_length=max_length)
+
+
+def window_size(stage: Stage, positions: int) -> tuple[int, int]:
+    """Tokens of a stage's windows, for a model of so many positions, and how many of them two neighbours share."""
+    max_length = min(stage.max_length, positions)
+    return max_length, min(stage.stride, max_length // 2)
 
 
 def held_out(place: Place, stage: Stage) -> list[Question]:

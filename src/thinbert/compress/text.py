@@ -118,8 +118,12 @@ def _tokenise(paths: Sequence[Path], tokenizer: Tokenizer, folder: Path, say: Ca
                 if time.monotonic() - last > _SECONDS:
                     say(f"{path.name}: {characters / 1e6:.0f} million characters, {tokens / 1e6:.0f} million tokens")
                     last = time.monotonic()
-            if documents_so_far == (files[-1] if files else 0):
-                raise InputError(f"{path}: has no text to train on")
+            count = documents_so_far - (files[-1] if files else 0)
+            if count < 2:  # one is held out
+                raise InputError(
+                    f"{path}: {'is one document' if count else 'has no text to train on'}; expected several documents "
+                    "with empty lines between them"
+                )
             files.append(documents_so_far)
     write_atomic(folder / "files.json", json.dumps(files).encode())
 

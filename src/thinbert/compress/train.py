@@ -10,10 +10,11 @@ A run's folder:
 import ctypes
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from thinbert.model.checkpoint import replacing, write_atomic
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # options of mallopt(3)
 CLIP = 1.0  # largest norm of all gradients together
+_FREE = ("micro_tokens", "log_every", "save_every")  # settings that change nothing of what is made
 
 
 class TrainError(Error):
@@ -102,13 +104,17 @@ def train(
     Returns:
         whether the plan is done.
     Raises:
-        TrainError: the loss is not finite, or the state cannot be written. The last good state is kept.
+        TrainError: the loss is not finite, memory is short, or the state cannot be written. The last good state is
+            kept.
         InputError: `out` holds another run.
     """
     accelerator = Accelerator()
     model, steps = objective.model, len(plan)
     model.set_dropout(settings.dropout)
-    described: dict[str, Any] = {"settings": asdict(settings), "pruning": asdict(pruning) if pruning else None}
+    # without defaults: a later version may know more settings
+    given = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _FREE}
+    named = {f.name: given[f.name] for f in fields(settings) if f.name in given and given[f.name] != f.default}
+    described: dict[str, Any] = {"settings": named, "pruning": asdict(pruning) if pruning else None}
     described |= {"steps": steps, "examples": features.sha256()}
     if accelerator.is_main_process:
         _enter(out, described)
@@ -134,12 +140,20 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         set_seed((settings.seed * 1_000_003 + step + accelerator.process_index * 7919) % 2**32)
-        loss, count = _backward(accelerator, prepared, features, plan[step], settings)
+        kept = f"The state of step {saved} is kept in {out}" if saved else "No state was kept yet"
+        try:
+            loss, count = _backward(accelerator, prepared, features, plan[step], settings)
+        except RuntimeError as e:
+            if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+                raise
+            raise TrainError(
+                f"step {step}: out of memory; lower micro_tokens ({settings.micro_tokens}), and go on. {kept}"
+            ) from e
         norm = accelerator.clip_grad_norm_(prepared.parameters(), CLIP)
         if not torch.isfinite(norm):
             raise TrainError(
-                f"step {step}: the loss or its gradient is not finite; lower the learning rate ({settings.rate:g}). "
-                f"The state of step {saved} is kept in {out}"
+                f"step {step}: the loss or its gradient is not finite; try a learning rate below {settings.rate:g}, in "
+                f"another folder. {kept}"
             )
         optimizer.step()
         optimizer.zero_grad()
@@ -154,6 +168,7 @@ def train(
         if step % settings.log_every == 0 or last or due:
             seconds = time.perf_counter() - begun
             summed = accelerator.reduce(total) / (step - logged)
+            read = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device)))
             line = {
                 "step": step,
                 "of": steps,
@@ -161,7 +176,7 @@ def train(
                 "rate": rate,
                 "norm": round(norm.item(), 4),
             }
-            line |= {"tokens_per_second": round(tokens / seconds), "seconds": round(seconds, 1)}
+            line |= {"tokens_per_second": round(read / seconds), "seconds": round(seconds, 1)}
             if masks := model.masks():
                 line["density"] = round(density(masks), 5)
             total, logged = torch.zeros_like(total), step
@@ -218,12 +233,15 @@ def _backward(
     return total, tokens
 
 
-def time_steps(objective: Objective, features: Features, plan: Sequence[NDArray[np.int64]]) -> float:
+def time_steps(
+    objective: Objective, features: Features, plan: Sequence[NDArray[np.int64]], settings: Settings
+) -> float:
     """Mean seconds of an optimiser step over the batches of a plan, after one that is not counted."""
     accelerator = Accelerator()
+    objective.model.set_dropout(settings.dropout)
+    objective.train()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=0.0, fused=True)
     prepared, optimizer = accelerator.prepare(objective, optimizer)
-    settings = Settings(rate=0.0)
     begun = 0.0
     for number, batch_numbers in enumerate([plan[0], *plan]):
         if number == 1:
@@ -333,7 +351,8 @@ def prepare_process() -> None:
     """
     from thinbert.runtime.engine import choose_threads
 
-    torch.set_num_threads(choose_threads())
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, where there are several
+    torch.set_num_threads(max(1, choose_threads() // beside))
     with suppress(OSError, AttributeError):  # another C library has no such call
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**29), (_MMAP_MAX, 0)):

@@ -1,5 +1,6 @@
 """Sentence classification: texts to tokens, logits to classes, and the evaluation of a model on labelled data."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from thinbert.errors import InputError
 from thinbert.model.tokenizer import Tokenizer, Tokens
 from thinbert.model.weights import Array, Ints
 from thinbert.tasks import glue
+
+_log = logging.getLogger("thinbert")
 
 MAX_LENGTH = 128  # tokens of a text or pair, as the published models were trained
 _IN_FLIGHT = 4096  # tokens at a time
@@ -112,7 +115,11 @@ def evaluate(
 
 
 def class_order(labels: Sequence[str], task: glue.Task) -> list[int]:
-    """The task's class for each class of a model: by its names, where they are the task's, else as they come."""
+    """The task's class for each class of a model: by its names, where they are the task's, else as they come, which
+    the log then says."""
     names = [name.lower() for name in labels]
-    same = sorted(names) == sorted(task.labels)
-    return [task.labels.index(name) for name in names] if same else list(range(len(task.labels)))
+    if sorted(names) == sorted(task.labels):
+        return [task.labels.index(name) for name in names]
+    theirs = f"are called {', '.join(labels)}" if labels else "have no names"
+    _log.warning("the model's classes %s; they are taken as %s's %s", theirs, task.name, ", ".join(task.labels))
+    return list(range(len(task.labels)))

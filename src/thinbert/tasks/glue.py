@@ -1,6 +1,7 @@
 """GLUE classification tasks: reading their files, and their scores."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from thinbert.errors import InputError
 from thinbert.tasks.squad import Question, read_packed
+
+_log = logging.getLogger("thinbert")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Task:
     spellings: Mapping[str, int]  # what the label column says -> class
     f1: bool = False  # scored by F1 of the last class too
     headerless: tuple[int, ...] = ()  # columns of text, pair and label in files without a header, if there are such
+    torn: bool = False  # GLUE's own file has lines that break off; every reader leaves them out
 
     @property
     def paired(self) -> bool:
@@ -50,6 +54,7 @@ TASKS: Mapping[str, Task] = {
             {"0": 0, "1": 1},
             f1=True,
             headerless=(1, 2, 0),  # the balanced split of Wang et al. 2017: label, question, question, number
+            torn=True,
         ),
         Task("qnli", (("question",), ("sentence",), ("label",)), _QNLI, _by_name(*_QNLI)),
     )
@@ -75,7 +80,8 @@ class Classified:
 def read_glue(path: Path, task: Task) -> Classified:
     """Examples of a tab-separated file, plain or packed (.gz, .xz), with a header that names its columns.
 
-    MNLI examples without a gold label ("-") are left out, as everywhere.
+    Left out, as everywhere: MNLI examples without a gold label ("-"), and QQP's lines that break off, which are counted
+    in the log.
 
     Raises:
         InputError: naming the file, the line and what is wrong.
@@ -92,8 +98,12 @@ def read_glue(path: Path, task: Task) -> Classified:
         wanted = ", ".join(" or ".join(names) for names in task.columns)
         raise InputError(f"{path}: the first line names {', '.join(rows[0]) or 'nothing'}; expected {wanted}")
     examples = []
+    torn = 0
     for number, row in enumerate(rows[first:], first + 1):
         if not any(row):
+            continue
+        if len(row) <= max(places) and task.torn and first:
+            torn += 1
             continue
         if len(row) <= max(places):
             raise InputError(f"{path}: line {number} has {len(row)} columns; expected at least {max(places) + 1}")
@@ -106,6 +116,8 @@ def read_glue(path: Path, task: Task) -> Classified:
         examples.append(Example(text, pair, task.spellings[spelt]))
     if not examples:
         raise InputError(f"{path}: holds no examples")
+    if torn:
+        _log.warning("%s: %d of %d lines break off and are left out", path, torn, torn + len(examples))
     return Classified(task, tuple(examples), hashlib.sha256(content).hexdigest())
 
 
