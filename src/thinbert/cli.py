@@ -635,9 +635,10 @@ def _compress(
         seeds = ", ".join(map(str, read.seeds))
         print(f"{read.name}, {scale} scale: from {read.base}, {show.count(len(read.stages), 'stage')}, seeds {seeds}")
         for stage, row in zip(read.stages, result, strict=True):
+            often = "once" if stage.once else "for each seed"
             print(
                 f"{row['stage']:16s} {row['task']:7s} {row['examples']:8d} examples  {row['steps']:7d} steps  "
-                f"{show.duration(row['seconds'])} {'once' if stage.once else 'for each seed'}, at most {row['peak_memory_mb']:.0f} MB so far"
+                f"{show.duration(row['seconds'])} {often}, at most {row['peak_memory_mb']:.0f} MB so far"
             )
     else:
         for name, scores in result.items():
