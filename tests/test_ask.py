@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 import files
 from conftest import Cli
 
@@ -120,6 +122,18 @@ def test_a_folder_of_documents(cli: Cli, tmp_path: Path) -> None:
     assert "mill.pdf, page 2" in shown
     assert "also in " in shown
     assert json.loads(cli("ask", "What is bread made from?", tmp_path, "--json").out)["file"].endswith("bread.txt")
+
+
+def test_an_index_where_one_is(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`thinbert index FOLDER`, then `thinbert ask QUESTION`: what one makes the other finds."""
+    monkeypatch.chdir(tmp_path)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "tower.md").write_text(EXAMPLE.read_text())
+    made = json.loads(cli("index", "docs", "--json").out)
+    assert made["indexed"]["files"] == 1
+    assert made["indexed"]["passages"] >= 1
+    assert cli("ask", QUESTION).out.startswith("Gustave Eiffel")
 
 
 def test_wrong_use(cli: Cli, tiny_folder: Path) -> None:

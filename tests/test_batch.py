@@ -231,6 +231,21 @@ def test_over_an_index(cli: Cli, tmp_path: Path) -> None:
     predictions = [row["prediction"] for row in read(tmp_path / "out.jsonl")]
     assert [p["answer"] for p in predictions] == ["Anna Voss", "flour, water and salt"]
     assert [Path(p["file"]).name for p in predictions] == ["0.txt", "1.txt"]
+    over = ("batch", source, "--index", tmp_path / "index")
+    assert cli(*over, "-o", tmp_path / "none.jsonl", "--threshold", 0).code == 0
+    assert [row["prediction"]["answer"] for row in read(tmp_path / "none.jsonl")] == [None, None]
+    assert cli(*over, "-o", tmp_path / "few.jsonl", "--passages", 1).code == 0
+    assert read(tmp_path / "few.jsonl")[0]["prediction"]["score"] != predictions[0]["score"]
+    refused = cli(*over, "-o", tmp_path / "x.jsonl", "--context-field", "c")
+    assert "--context-field is not for an index, which reads question" in refused.err
+
+
+def test_the_threshold_withholds(cli: Cli, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", records(2))
+    for threshold, answered in ((0, [False, False]), (1, [True, True])):
+        out = tmp_path / f"{threshold}.jsonl"
+        assert cli("batch", source, "-o", out, "--threshold", threshold).code == 0
+        assert [row["prediction"]["answer"] is not None for row in read(out)] == answered
 
 
 def test_wrong_use(cli: Cli, tmp_path: Path) -> None:
@@ -245,6 +260,8 @@ def test_wrong_use(cli: Cli, tmp_path: Path) -> None:
         ((source, "-o", "-", "--shard", "3/2"), "shard 3/2; expected i/n"),
         ((source, "-o", "-", "--shard", "x"), "--shard x; expected i/n"),
         ((source, "-o", "-", "--on-error", "x"), "--on-error x; expected keep or stop"),
+        ((source, "-o", "-", "--text-field", "x"), "--text-field is not for a question-answering model, which reads"),
+        ((source, "-o", "-", "--passages", 3), "--passages is for --index"),
     ):
         r = cli("batch", *arguments)
         assert (r.code, r.out) == (2, ""), arguments

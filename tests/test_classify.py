@@ -198,6 +198,12 @@ def test_evaluate(folder: Path, tmp_path: Path, cli: Cli) -> None:
         "accuracy 100.00, 2 texts"
         in cli("evaluate", folder, path, "--task", "sst2", "--out", tmp_path / "two", "--limit", 2).out
     )
+    again = cli("evaluate", folder, path, "--task", "sst2", "--out", tmp_path / "run", "--limit", 2)
+    assert "run: holds a run with other limit; give another --out" in again.err
+    assert len(json.loads((tmp_path / "run" / "predictions.json").read_text())) == len(TEXTS)
+    for option in ("--stride", "--threshold", "--max-answer-tokens"):
+        refused = cli("evaluate", folder, path, "--task", "sst2", "--out", tmp_path / "three", option, 1)
+        assert f"{option} is for questions; sst2 is classification" in refused.err
     wrong = cli("evaluate", folder, path, "--task", "cola", "--out", tmp_path / "x")
     assert wrong.code == 2
     assert "thinbert evaluates squad, sst2, mnli, qqp, qnli" in wrong.err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -59,7 +60,9 @@ def test_version(cli: Cli) -> None:
 
 
 def test_every_command_has_help(cli: Cli) -> None:
-    for command in ("ask", "evaluate", "score", "inspect"):
+    commands = re.findall(r"^│ (\w+) ", cli("--help").out, re.MULTILINE)
+    assert {"ask", "serve", "compress", "compare"} <= set(commands)
+    for command in commands:
         r = cli(command, "--help")
         assert r.code == 0
         assert "--help" in r.out
@@ -70,7 +73,10 @@ def test_help_says_every_default(cli: Cli) -> None:
     for command, said in (
         ("ask", ("(default: THINBERT_THREADS, or the cores this process may use)", "(default: the model's own)")),
         ("index", (f"(default: {documents.MAX_MB})",)),
-        ("evaluate", ("(default: 384, or the model's limit)", "(default: 128, or half a window)")),
+        (
+            "evaluate",
+            ("(default: 384 for questions, 128 for texts, or the model's limit)", "(default: 128, or half a window)"),
+        ),
         (
             "serve",
             ("(default: INDEX-uploads)", "(default: the bundled one, as `default`)", "(default: THINBERT_API_KEY"),
@@ -208,4 +214,14 @@ def test_bench(cli: Cli, tiny_folder: Path) -> None:
     assert result["tokens_per_second"] == pytest.approx(60_000 / result["median_ms"])
     assert 0 < result["largest_difference"] < 0.1 * result["size"]
     assert "tokens/s" in cli("bench", tiny_folder, "--tokens", 5, "--rounds", 3).out
-    assert "a length out of range" in cli("bench", tiny_folder, "--tokens", 65).err
+    too_long = cli("bench", tiny_folder, "--tokens", 65).err
+    assert re.search(r"sequences of 65 tokens; model \S+ takes from 1 to 64$", too_long.strip())
+    assert cli("bench", tiny_folder, "--tokens", 10**20).code == 2
+
+
+def test_a_fault_of_ours_is_no_answer_that_is_missing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exit code is not the one that says so."""
+    monkeypatch.setattr("thinbert.runtime.doctor.examine", lambda model: 1 / 0)
+    r = cli("doctor")
+    assert r.code == 70
+    assert "ZeroDivisionError" in r.err

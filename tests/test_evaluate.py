@@ -230,6 +230,10 @@ def test_refusals(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> No
         ),
         ((tiny_folder, other, "--out", out, "--limit", 2), f"{out}: holds a run with other data; give another"),
         (("default", data, "--out", out, "--limit", 2), f"{out}: holds a run with other model and settings"),
+        (
+            (tiny_folder, data, "--out", out, "--threshold", 0.9),
+            f"{data} has no unanswerable questions, so --threshold has no meaning for it",
+        ),
         ((tiny_folder, data, "--out", tmp_path), f"{tmp_path}: is not empty and holds no evaluation"),
         ((tiny_folder, data, "--out", data), f"{data}: cannot make this folder: File exists"),
     ):
@@ -248,9 +252,10 @@ def test_refusals(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> No
         assert f"{out / 'run.json'}: " in r.err
 
 
-def test_limit_and_threshold_may_change(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> None:
+def test_limit_and_threshold_may_change(cli: Cli, tmp_path: Path, tiny_folder: Path) -> None:
     """Neither shapes an answer, so a run goes on under others."""
-    out = tmp_path / "out"
+    data, out = tmp_path / "data.json", tmp_path / "out"
+    data.write_text(json.dumps(nested(6, impossible=True)))
     assert json.loads(cli("evaluate", tiny_folder, data, "--out", out, "--limit", 2, "--json").out)["answered_now"] == 2
     (out / ".predictions.json.1234.tmp").write_text("left by a crash")
     more = json.loads(cli("evaluate", tiny_folder, data, "--out", out, "--threshold", 0.9, "--json").out)

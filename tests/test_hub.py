@@ -158,6 +158,10 @@ def test_revision_and_token(client: Client) -> None:
     assert client.load("someone/both", COMMIT, HF_TOKEN="hf_secret").stdout == "2\n"
     assert Hub.tokens == {"Bearer hf_secret"}
     assert client.error("someone/both", "v9") == "model someone/both has no revision 'v9'"
+    assert client.error("someone/both@v9") == "model someone/both has no revision 'v9'"
+    assert client.load(f"someone/both@{COMMIT}").stdout == "2\n"
+    assert client.error("someone/both@v9", "v8") == "model someone/both@v9: two revisions"
+    assert client.error("someone/both@") == "model someone/both@: no revision after @"
 
 
 def test_what_is_said_when_it_fails(client: Client, tmp_path: Path) -> None:
@@ -182,3 +186,7 @@ def test_the_command_line_says_it_in_one_line(client: Client) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("thinbert: model someone/nothing: no such folder")
     assert done.stderr.count("\n") == 1
+    unreachable = client.environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}  # whose every attempt would be a line
+    done = subprocess.run(command, env=unreachable, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert re.fullmatch(r"thinbert: model someone/nothing: no such folder, .*Connection refused.*\n", done.stderr)

@@ -148,6 +148,7 @@ def test_every_recipe_at_smoke_scale(name: str, data: Path, base: Path, distil_b
             assert sizes["packed"] < sizes["model"] / 2
     again: list[str] = []
     assert run.run(place_of(recipe, data, tmp_path / "run", again)) == scores
+    assert again
     assert all("done before" in line for line in again)
 
 
@@ -215,7 +216,7 @@ def test_what_is_missing_is_said_before_hours_are_spent(data: Path, base: Path, 
     some.mkdir()
     for name in ("squad-train-v1.1.json", "squad-dev-v1.1.json"):
         (some / name).write_text((data / name).read_text())
-    both_files = r"some: no text.txt .*; no sst2-train.tsv .*; docs/recipes.md says where"
+    both_files = r"some: no text.txt .*; no sst2-train.tsv .*; no sst2-dev.tsv .*; docs/recipes.md says where"
     refused(("teacher", "sst2-teacher", "language"), both_files, some)
     refused(both, "runs/teachr/model", **{"stages.first.distil.teacher": "runs/teachr/model"})
     refused(both, "runs/bsae/model", **{"stages.teacher.model": "runs/bsae/model"})

@@ -6,6 +6,7 @@ OUT.partial.json says what the run was: model, settings and input must be the sa
 
 import csv
 import fcntl
+import functools
 import gzip
 import io
 import itertools
@@ -64,6 +65,7 @@ def run(
     model: Model,
     *,
     ask: Ask | None = None,
+    threshold: float | None = None,
     fields: Fields | None = None,
     identity: Mapping[str, Any] | None = None,
     shard: tuple[int, int] = (1, 1),
@@ -80,6 +82,7 @@ def run(
 
     Args:
         ask: answers questions over an index, in place of contexts in the records.
+        threshold: no-answer probability above which the answer is None, of contexts; the model's own where None.
         identity: what else a resumed run must have in common with the one before.
         shard: (i, n): only every n-th record, from the i-th (from 1).
         stop_on_error: raise at the first record that cannot be computed; what is done is kept.
@@ -95,23 +98,24 @@ def run(
     records = _sharded(_records(source, fields, model, ask is not None), shard)
     records = itertools.islice(records, limit)
     counts = {"done": 0, "now": 0, "errors": 0}
+    predict = functools.partial(_predictions, model=model, ask=ask, threshold=threshold)
     total = _count(source, shard, limit)
     if target is None:
-        for line in _lines(records, model, ask, counts, stop_on_error, note):
+        for line in _lines(records, predict, counts, stop_on_error, note):
             sys.stdout.write(line)
             sys.stdout.flush()
             progress(counts["done"], total)
         return counts
     partial = target.with_name(target.name + ".partial")
-    what = {"model": model.sha256, "source": _fingerprint(source), "shard": list(shard), "fields": vars(fields)}
-    what |= dict(identity or {})
+    what: dict[str, Any] = {"model": model.sha256, "source": _fingerprint(source), "shard": list(shard)}
+    what |= {"fields": vars(fields), "threshold": threshold, **(identity or {})}
     try:
         with partial.open("ab") as file:
             _lock(file, partial)
             counts["done"], counts["errors"] = _resume(partial, what, records)
             progress(counts["done"], total)
             try:
-                for line in _lines(records, model, ask, counts, stop_on_error, note):
+                for line in _lines(records, predict, counts, stop_on_error, note):
                     file.write(line.encode())
                     if counts["now"] % _FLUSH == 0:
                         _keep(file)
@@ -129,8 +133,7 @@ def run(
 
 def _lines(
     records: Iterator[Record],
-    model: Model,
-    ask: Ask | None,
+    predict: Callable[[Iterator[Any]], Iterator[dict[str, Any]]],
     counts: dict[str, int],
     stop_on_error: bool,
     note: Callable[[str], None],
@@ -139,7 +142,7 @@ def _lines(
     while chunk := list(itertools.islice(records, _CHUNK)):
         faults = [n for n, record in enumerate(chunk) if record.error is not None] if stop_on_error else []
         kept = chunk[: faults[0]] if faults else chunk  # what came before a fault is still computed and written
-        predictions = _predictions((r.asked for r in kept if r.error is None), model, ask)
+        predictions = predict(r.asked for r in kept if r.error is None)
         for record in kept:
             own = {"error": record.error} if record.error is not None else {"prediction": next(predictions)}
             counts["done"] += 1
@@ -158,7 +161,9 @@ def _line(record: Mapping[str, Any]) -> str:
     return (text if is_text(text) else json.dumps(record)) + "\n"
 
 
-def _predictions(asked: Iterator[Any], model: Model, ask: Ask | None) -> Iterator[dict[str, Any]]:
+def _predictions(
+    asked: Iterator[Any], model: Model, ask: Ask | None, threshold: float | None
+) -> Iterator[dict[str, Any]]:
     if ask is not None:
         for question in asked:
             yield _found(ask(question))
@@ -171,7 +176,7 @@ def _predictions(asked: Iterator[Any], model: Model, ask: Ask | None) -> Iterato
                 several.append(len(contexts) > 1)
                 yield question, contexts
 
-        for reading in model.read_many(pairs()):
+        for reading in model.read_many(pairs(), threshold=threshold):
             yield _reading(reading, several.popleft())
     else:
         for logits in classify.logits(model, asked):

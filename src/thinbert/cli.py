@@ -1,6 +1,6 @@
 """The command line: parse, make one library call, print. Everything else lives in the library.
 
-Exit codes: 0 done, 1 no answer found, 2 wrong usage or unusable input, 130 interrupted.
+Exit codes: 0 done, 1 no answer found, 2 wrong usage or unusable input, 70 a fault of ours, 130 interrupted.
 """
 
 import functools
@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -41,7 +42,16 @@ PrecisionOption = Annotated[
 MaxMbOption = Annotated[
     float | None, typer.Option("--max-mb", min=0.0, help="Files larger than this are left out. (default: 100)")
 ]
+PassagesOption = Annotated[
+    int, typer.Option(min=1, max=10_000, help="How many passages to read, of those that fit best.")
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Probability of no answer above which to say so. (default: the model's own)"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+_INDEX = Path(".thinbert-index")  # of `thinbert index` and `thinbert ask`, where none is named
 
 
 def main() -> NoReturn:
@@ -54,7 +64,6 @@ def main() -> NoReturn:
     log = logging.getLogger("thinbert")  # not the root: what libraries have to say is for programmers
     log.addHandler(handler)
     log.setLevel(logging.INFO)  # what takes long is said
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)  # what typer.Exit carried, if a command raised it
     except Error as e:
@@ -67,7 +76,8 @@ def main() -> NoReturn:
     except Exception as e:
         usage = getattr(e, "show", None)  # click's own usage errors print themselves
         if usage is None:
-            raise
+            traceback.print_exc()
+            sys.exit(70)  # and not 1, which says that there is no answer
         usage()
         sys.exit(getattr(e, "exit_code", 2))
     sys.exit(code or 0)
@@ -101,16 +111,16 @@ def _ask(
         typer.Argument(help="Files, folders or patterns ('*.pdf'); - reads standard input."),
     ] = None,
     context: Annotated[str | None, typer.Option(help="Read this text instead of files.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Search an index made by `thinbert index`.")] = None,
-    model: ModelOption = "default",
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many answers to give.")] = 1,
-    passages: Annotated[int, typer.Option(min=1, help="How many passages to read, of those that fit best.")] = 20,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0, max=1.0, help="Probability of no answer above which to say so. (default: the model's own)"
-        ),
+    index: Annotated[
+        Path | None,
+        typer.Option(help="Search an index of `thinbert index`. (default without files: .thinbert-index)"),
     ] = None,
+    model: ModelOption = "default",
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", min=1, help="How many answers to give; scores below 0.005 only with --json.")
+    ] = 1,
+    passages: PassagesOption = 20,
+    threshold: ThresholdOption = None,
     max_mb: MaxMbOption = None,
     precision: PrecisionOption = "int8",
     threads: ThreadsOption = None,
@@ -126,6 +136,8 @@ def _ask(
     from thinbert.corpus.index import Corpus
     from thinbert.errors import InputError
 
+    if index is None and context is None and not paths and _INDEX.is_dir():
+        index = _INDEX
     if (context is not None) + bool(paths) + (index is not None) != 1:
         _fail("give files to read, - for standard input, --context TEXT, or --index FOLDER (one of them)")
     if max_mb is not None and not paths:
@@ -138,7 +150,9 @@ def _ask(
     elif context is not None:
         corpus = Corpus.in_memory([text_document("context", context)])
     else:
-        corpus = Corpus.in_memory(read_documents(paths or (), report, max_mb=MAX_MB if max_mb is None else max_mb))
+        with progress.counting("files", after=2.0) as count:
+            documents = read_documents(paths or (), report, max_mb=MAX_MB if max_mb is None else max_mb)
+            corpus = Corpus.in_memory(progress.counted(documents, count))
         if not corpus.passages:
             raise InputError(show.nothing_read(report, paths or []))
     loaded = load(model, precision=precision, threads=threads)
@@ -163,7 +177,7 @@ def _index(
         list[str] | None,
         typer.Argument(help="Folders, files or patterns. Without any, the files that are indexed are looked at again."),
     ] = None,
-    index: Annotated[Path, typer.Option(help="Folder of the index.")] = Path(".thinbert-index"),
+    index: Annotated[Path, typer.Option(help="Folder of the index.")] = _INDEX,
     max_mb: MaxMbOption = None,
     listing: Annotated[bool, typer.Option("--list", help="List what is indexed, and change nothing.")] = False,
     as_json: JsonOption = False,
@@ -200,7 +214,8 @@ def _index(
         )
     seconds = time.perf_counter() - started
     if as_json:
-        show.print_json({"index": str(index), **asdict(changes), "seconds": seconds})
+        indexed = {"files": len(corpus.files()), "passages": corpus.passages}
+        show.print_json({"index": str(index), **asdict(changes), "indexed": indexed, "seconds": seconds})
         return
     show.print_skipped(changes.report)
     kinds = ((changes.added, "added"), (changes.updated, "updated"), (changes.removed, "removed"))
@@ -219,10 +234,22 @@ def _batch(
     out: Annotated[str, typer.Option("--out", "-o", help=".jsonl or .csv, plain or .gz; - writes JSON lines.")],
     model: ModelOption = "default",
     index: Annotated[Path | None, typer.Option(help="Answer from an index; records then need no context.")] = None,
-    question_field: Annotated[str, typer.Option(help="Field that holds the question.")] = "question",
-    context_field: Annotated[str, typer.Option(help="Field that holds the text, or a list of texts.")] = "context",
-    text_field: Annotated[str, typer.Option(help="Field that holds the text to classify.")] = "text",
-    pair_field: Annotated[str, typer.Option(help="Field that holds its pair, where there is one.")] = "text_pair",
+    passages: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="With --index: passages to read for a question. (default: 20)")
+    ] = None,
+    threshold: ThresholdOption = None,
+    question_field: Annotated[
+        str | None, typer.Option(help="Field that holds the question. (default: question)")
+    ] = None,
+    context_field: Annotated[
+        str | None, typer.Option(help="Field that holds the text, or a list of texts. (default: context)")
+    ] = None,
+    text_field: Annotated[
+        str | None, typer.Option(help="Field that holds the text to classify. (default: text)")
+    ] = None,
+    pair_field: Annotated[
+        str | None, typer.Option(help="Field that holds its pair, where there is one. (default: text_pair)")
+    ] = None,
     on_error: Annotated[
         str, typer.Option(help="keep: write `error` in the record's place and go on; or stop.")
     ] = "keep",
@@ -247,14 +274,26 @@ def _batch(
     loaded = load(model, precision=precision, threads=threads)
     if not loaded.answers and index is None:
         loaded.require_class_head()
+    named = {"question": question_field, "context": context_field, "text": text_field, "pair": pair_field}
+    fields = {name: field for name, field in named.items() if field is not None}
+    kind = "an index" if index is not None else "a question-answering model" if loaded.answers else "a classifier"
+    read = ("question",) if index is not None else ("question", "context") if loaded.answers else ("text", "pair")
+    for name in fields:
+        if name not in read:
+            raise InputError(f"--{name}-field is not for {kind}, which reads {' and '.join(read)}")
+    if passages is not None and index is None:
+        raise InputError("--passages is for --index")
+    if threshold is not None and not loaded.answers:
+        raise InputError("--threshold is for questions")
     ask, state = None, None
     if index is not None:
+        from thinbert.corpus.ask import READ
         from thinbert.corpus.ask import ask as over
         from thinbert.corpus.index import Corpus
 
         loaded.require_span_head()
         corpus = Corpus.open(index)
-        ask = functools.partial(over, loaded, corpus=corpus)
+        ask = functools.partial(over, loaded, corpus=corpus, passages=passages or READ, threshold=threshold)
         state = corpus.state()
     started = time.perf_counter()
     first_error = ""
@@ -269,8 +308,9 @@ def _batch(
             out,
             loaded,
             ask=ask,
-            fields=batch.Fields(question_field, context_field, text_field, pair_field),
-            identity={"precision": precision, "index": state},
+            threshold=threshold,
+            fields=batch.Fields(**fields),
+            identity={"precision": precision, "index": state, "passages": passages},
             shard=(int(part[1]), int(part[2])),
             limit=limit,
             stop_on_error=on_error == "stop",
@@ -311,11 +351,20 @@ def _serve(
     origin: Annotated[
         list[str] | None, typer.Option(help="Origin of other pages whose scripts may ask (CORS); may be repeated.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request.")] = 30.0,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that requests may use for this server, such as a proxy's; may be repeated. "
+            "(default: localhost's names on 127.0.0.1, any on other addresses)"
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for a request; four times as many for an upload.")
+    ] = 30.0,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests in flight; more are told to try again.")] = 256,
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Size of a request.")] = 2.0,
     max_upload_mb: Annotated[float, typer.Option(min=0.001, help="Size of an upload.")] = 100.0,
-    log_content: Annotated[bool, typer.Option(help="Log questions and answers too.")] = False,
+    log_content: Annotated[bool, typer.Option("--log-content", help="Log questions and answers too.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log no requests.")] = False,
     precision: PrecisionOption = "int8",
     threads: ThreadsOption = None,
@@ -341,6 +390,7 @@ def _serve(
         timeout=timeout,
         keys=tuple(api_key or ([os.environ["THINBERT_API_KEY"]] if "THINBERT_API_KEY" in os.environ else ())),
         origins=tuple(origin or ()),
+        hosts=tuple(allow_host or ()),
         log=not quiet,
         log_content=log_content,
     )
@@ -351,12 +401,15 @@ def _serve(
 def _evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, hub id, or `default`.")],
     data: Annotated[Path, typer.Argument(help="SQuAD JSON or flat JSONL; GLUE's TSV with --task. Plain, .gz or .xz.")],
-    out: Annotated[Path, typer.Option(help="Folder for predictions and metrics; an interrupted run in it goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions and metrics; what was answered in it is kept.")],
     task: Annotated[str, typer.Option(help="squad, or classification: sst2, mnli, qqp, qnli.")] = "squad",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions or texts.")] = None,
-    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 30,
+    max_answer_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens. (default: 30)")
+    ] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens of a window. (default: 384, or the model's limit)")
+        int | None,
+        typer.Option(help="Tokens of a window. (default: 384 for questions, 128 for texts, or the model's limit)"),
     ] = None,
     stride: Annotated[
         int | None, typer.Option(help="Tokens neighbouring windows share. (default: 128, or half a window)")
@@ -376,24 +429,29 @@ def _evaluate(
 ) -> None:
     """Answer every question of a data set and score the answers as SQuAD does, or classify and score as GLUE does."""
     from thinbert.api import load
+    from thinbert.errors import InputError
 
     if task != "squad":
+        given = {"max-answer-tokens": max_answer_tokens, "stride": stride, "threshold": threshold}
+        for name, value in given.items():
+            if value is not None:
+                raise InputError(f"--{name} is for questions; {task} is classification")
         _evaluate_classes(
             load(model, precision=precision, threads=threads), task, data, out, limit, max_length, as_json
         )
         return
     from thinbert.tasks.evaluate import Settings, evaluate, threshold_of
-    from thinbert.tasks.qa import N_BEST
+    from thinbert.tasks.qa import MAX_ANSWER_TOKENS, N_BEST
     from thinbert.tasks.squad import read_squad
 
     dataset = read_squad(data)
+    if threshold is not None and not dataset.may_be_unanswerable:
+        raise InputError(f"{data} has no unanswerable questions, so --threshold has no meaning for it")
     loaded = load(model, precision=precision, threads=threads)
     loaded.require_span_head()
     max_length, stride = loaded.window_size(max_length, stride)
     threshold = threshold_of(loaded) if threshold is None else threshold
-    settings = Settings(
-        max_answer_tokens=max_answer_tokens, max_length=max_length, stride=stride, n_best=N_BEST, precision=precision
-    )
+    settings = Settings(max_answer_tokens or MAX_ANSWER_TOKENS, max_length, stride, N_BEST, precision)
     with progress.counting("questions") as count:
         scores = evaluate(loaded, dataset, out, settings, threshold=threshold, limit=limit, progress=count)
     if as_json:
@@ -409,18 +467,19 @@ def _evaluate_classes(
     from thinbert.errors import InputError
     from thinbert.model.checkpoint import write_atomic
     from thinbert.tasks import bootstrap, classify, glue
+    from thinbert.tasks.evaluate import open_run
 
     if task not in glue.TASKS:
         raise InputError(f"task {task!r}; thinbert evaluates squad, {', '.join(glue.TASKS)}")
     model.require_class_head()
     dataset = glue.read_glue(data, glue.TASKS[task])
+    what = {"thinbert": __version__, "model": model.sha256, "data": dataset.sha256, "task": task}
+    open_run(out, what | {"limit": limit, "max_length": max_length}, model.name)
     with progress.counting("texts") as count:
         scores, predictions = classify.evaluate(model, dataset, limit=limit, max_length=max_length, progress=count)
     names = [dataset.task.labels[p] for p in predictions]
-    what = {"model": model.sha256, "data": dataset.sha256, "task": task, "limit": limit, "max_length": max_length}
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, value in (("predictions.json", names), ("metrics.json", scores), ("run.json", what)):
+        for name, value in (("predictions.json", names), ("metrics.json", scores)):
             write_atomic(out / name, (json.dumps(value, indent=1) + "\n").encode())
         right = [100.0 * (e.label == p) for e, p in zip(dataset.examples, predictions, strict=False)]
         bootstrap.write_per_question(out, ("accuracy",), {str(n): [value] for n, value in enumerate(right)})
@@ -518,7 +577,7 @@ def _inspect(
 
 @app.command("pack")
 def _pack(
-    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    model: Annotated[str, typer.Argument(help="Model folder, hub id, or `default`.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     as_json: JsonOption = False,
 ) -> None:
@@ -606,9 +665,11 @@ def _compress(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE, such as base=FOLDER or stages.squad.rate=1e-4. May be repeated."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Show stages, data and steps, with an estimate of time.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show stages, data and steps, with an estimate of time.")
+    ] = False,
     tensorboard: Annotated[
-        bool, typer.Option(help="Also write event files for TensorBoard, to OUT/tensorboard.")
+        bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard, to OUT/tensorboard.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -616,6 +677,8 @@ def _compress(
     from thinbert.errors import InputError
 
     module = _train_ring("recipe")
+    if dry_run and tensorboard:
+        raise InputError("--tensorboard has nothing to show of a --dry-run")
     read = module.read_recipe(recipe, scale, changes=_changes(changes or []))
     if data is None:
         raise InputError("no data folder; give --data FOLDER, or set THINBERT_DATA")

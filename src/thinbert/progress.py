@@ -2,21 +2,46 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Count = Callable[[int, int | None], None]  # how many are done, and of how many (None: not known)
 
 
 @contextmanager
-def counting(unit: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Progress on standard error with rate and time left: a bar on a terminal, else a line every 10 seconds."""
+def counting(unit: str, *, after: float = 0.0) -> Iterator[Count]:
+    """Progress on standard error with rate and time left: a bar on a terminal, `after` so many seconds, else a line
+    every 10 seconds."""
     if not sys.stderr.isatty():
         yield _LineProgress(unit)
         return
-    with _bar(f"{unit}, {{task.fields[rate]:.1f}}/s") as bar:
-        task = bar.add_task("", total=None, rate=0.0)
-        rate = _Rate()
-        yield lambda done, total: bar.update(task, completed=done, total=total, rate=rate(done))
+    begun, rate = time.monotonic(), _Rate()
+    bar: Any = None
+
+    def count(done: int, total: int | None) -> None:
+        nonlocal bar
+        now = rate(done)
+        if bar is None and time.monotonic() - begun >= after:
+            bar = _bar(f"{unit}, {{task.fields[rate]:.1f}}/s")
+            bar.add_task("", total=total, rate=0.0)
+            bar.start()
+        if bar is not None:
+            bar.update(bar.task_ids[0], completed=done, total=total, rate=now)
+
+    try:
+        yield count
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def counted(things: Iterable[T], count: Count) -> Iterator[T]:
+    """The things, counted as they pass."""
+    for number, thing in enumerate(things, 1):
+        count(number, None)
+        yield thing
 
 
 class _Rate:

@@ -48,7 +48,7 @@ def count(number: int, thing: str) -> str:
 
 
 def size(of: int) -> str:
-    return f"{of / 1e6:.1f} MB" if of >= 1e5 else f"{of / 1e3:.1f} kB"
+    return f"{of / 1e6:.1f} MB" if of >= 1e5 else f"{of / 1e3:.1f} kB" if of >= 100 else count(of, "byte")
 
 
 def print_found(found: "Found") -> None:

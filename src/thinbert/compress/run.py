@@ -83,10 +83,11 @@ def check(place: Place) -> None:
     models: dict[str, None] = {}
     missing: dict[str, None] = {}
     for stage in place.recipe.stages:
-        try:
-            sources.files(place, stage)
-        except InputError as e:
-            missing[str(e)] = None
+        for look in (sources.files, sources.measured):
+            try:
+                look(place, stage)
+            except InputError as e:
+                missing[str(e)] = None
         if stage.model is not None or place.recipe.before(stage) == "base":
             models[stage.model or place.recipe.base] = None
         for name in (stage.distil.teacher, stage.distil.states) if stage.distil else ():

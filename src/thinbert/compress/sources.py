@@ -49,11 +49,10 @@ def find(folder: Path, names: tuple[str, ...]) -> Path:
 
 
 def files(place: Place, stage: Stage) -> list[Path]:
-    """The files a stage learns from. Raises InputError where one of them, or what it is measured with, is missing."""
+    """The files a stage learns from. Raises InputError where one of them is missing."""
     if stage.task == "mlm":
         return [find(place.data, (name,)) for name in place.recipe.corpus]
     found = find(place.data, TRAINING[stage.task])
-    measured(place, stage)
     if stage.task == "squad2" and "2.0" not in found.name and not stage.unanswerable:
         raise InputError(
             f"stage {stage.name}: no {TRAINING['squad2'][0]}, and with unanswerable 0 no question "
@@ -63,9 +62,10 @@ def files(place: Place, stage: Stage) -> list[Path]:
 
 
 def measured(place: Place, stage: Stage) -> dict[str, Path]:
-    """Prefix of scores -> the file they are of; SQuAD 2.0 is left out for models that saw no unanswerable pair."""
+    """Prefix of scores -> the file they are of, for what can be measured with a file; SQuAD 2.0 is left out for models
+    that saw no unanswerable pair. Raises InputError where one is missing that is needed."""
     found = {}
-    for prefix, names in MEASURED[stage.task].items():
+    for prefix, names in MEASURED.get(stage.task, {}).items():
         if prefix == "squad2_" and not stage.unanswerable:
             continue
         try:

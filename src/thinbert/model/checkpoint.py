@@ -6,6 +6,7 @@ Layout and rounding rules: docs/format.md.
 
 import hashlib
 import json
+import logging
 import math
 import mmap
 import os
@@ -145,7 +146,8 @@ class Checkpoint:
 
 
 def find_model(model: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None) -> Path:
-    """The local folder of a model: the bundled one for "default", a path as it is, a hub id after downloading it.
+    """The local folder of a model: the bundled one for "default", a path as it is, a hub id after downloading it, also
+    with its revision, `owner/name@revision`.
 
     A download shows a progress bar and goes to the Hugging Face cache; HF_HOME, HF_ENDPOINT, HF_TOKEN and
     HF_HUB_OFFLINE mean what they mean there. Only config, tokenizer and weights are fetched, safetensors before
@@ -165,9 +167,12 @@ def find_model(model: str | os.PathLike[str], *, revision: str | None = None, to
             raise ModelError(f"{name} is a file; a model is a folder with config.json, weights and a tokenizer")
     except OSError as e:  # too long a name, no right to look
         raise ModelError(f"model {name[:100]}: {e.strerror}") from e
-    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or name.startswith("."):
+    repo, at, named = name.partition("@")
+    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", repo) or name.startswith("."):
         raise ModelError(f"model {name!r}: no such folder")
-    return _download(name, revision, token)
+    if at and (revision is not None or not re.fullmatch(r"[\w./-]{1,200}", named)):
+        raise ModelError(f"model {name}: {'two revisions' if revision is not None else 'no revision after @'}")
+    return _download(repo, named or revision, token)
 
 
 def _download(repo: str, revision: str | None, token: str | None) -> Path:
@@ -180,6 +185,9 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+
+    # which its import has set anew; what it would say of each attempt is in the error of the last
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     def fetch(filename: str) -> Path:
         return Path(hf_hub_download(repo, filename, revision=revision, token=token))

@@ -10,6 +10,7 @@ import numpy as np
 
 from thinbert._core import cpu_features, instruction_sets
 from thinbert.api import Reference, load
+from thinbert.errors import InputError
 from thinbert.model.checkpoint import read_checkpoint
 from thinbert.runtime.cache import cache_folder, packed
 from thinbert.runtime.engine import FORMS, ISA_VARIABLE, Engine, choose_isa, choose_threads, costs, measure, processor
@@ -76,6 +77,8 @@ def time_model(
         InputError: sequences longer than the model takes.
     """
     loaded = load(model, threads=threads)
+    if tokens > loaded.config.positions:
+        raise InputError(f"sequences of {tokens} tokens; model {loaded.name} takes from 1 to {loaded.config.positions}")
     engine = loaded.runtime
     assert isinstance(engine, Engine)
     random = np.random.RandomState(0)

@@ -170,8 +170,9 @@ class Guard:
         """Why a request is not one of ours: a page from elsewhere may not make a browser add or ask here."""
         host = headers.get(b"host", b"").decode("latin-1")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        if self._hosts and name not in self._hosts:  # a name that somebody pointed at this machine
-            return f"this server goes by {', '.join(self._hosts)}, and was asked as {name[:80]!r}"
+        # a name that somebody pointed at this machine; orchestrators ask for its health by its address
+        if self._hosts and name not in self._hosts and scope["path"] not in _OPEN:
+            return f"this server goes by {', '.join(self._hosts)} (--allow-host), and was asked as {name[:80]!r}"
         origin = headers.get(b"origin")
         if scope["method"] in ("GET", "HEAD", "OPTIONS") or origin is None:
             return None

@@ -63,7 +63,7 @@ def serve(
         listening = _listen(host, port)
         stack.callback(listening.close)
         if host in _LOOPBACK:
-            settings = replace(settings, hosts=(*_LOOPBACK, "[::1]"))
+            settings = replace(settings, hosts=(*_LOOPBACK, "[::1]", *settings.hosts))
         app = create_app(loaded, library, settings)
         shown = f"[{host}]" if ":" in host else host
         _log.info(f"thinbert serves {', '.join(loaded)} at http://{shown}:{listening.getsockname()[1]}")
