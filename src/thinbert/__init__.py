@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from thinbert.api import Answer, Model, load
     from thinbert.pipelines import pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Answer", "Error", "InputError", "Model", "ModelError", "__version__", "load", "pipeline"]
 
 _LAZY = {"Answer": "thinbert.api", "Model": "thinbert.api", "load": "thinbert.api", "pipeline": "thinbert.pipelines"}
