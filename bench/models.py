@@ -126,7 +126,7 @@ def as_float(model: str) -> Path:
                 stem = family.prefix + family.layer[field].format(i=i)
                 tensors[f"{stem}.weight"] = widened(tensors[f"{stem}.weight"], shape)
                 tensors[f"{stem}.bias"] = widened(tensors[f"{stem}.bias"], shape[:1])
-        save_file(tensors, folder / "model.safetensors")
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         copy_files(source.folder, folder)
         config = json.loads((source.folder / "config.json").read_text())
         for own in ("thinbert", "pruned_heads"):

@@ -7,6 +7,7 @@ Only names and numbers go into OUT.json: the inputs stand below.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,11 @@ def calls() -> list[dict[str, Any]]:
 
 def main() -> None:
     if sys.argv[1] == "--float":
-        from thinbert.model.checkpoint import read_checkpoint, write_safetensors
+        sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+        from models import as_float
 
-        source, folder = read_checkpoint("default"), Path(sys.argv[2])
-        folder.mkdir(parents=True, exist_ok=True)
-        floats = {n: source.array(n) for n in source.tensors if not n.endswith("_scale")}
-        write_safetensors(folder / "model.safetensors", floats, {"format": "pt"})
-        for name in ("config.json", "tokenizer.json"):
-            (folder / name).write_bytes((source.folder / name).read_bytes())
+        folder = Path(sys.argv[2])
+        shutil.copytree(as_float("default"), folder, dirs_exist_ok=True)
         # transformers 5.2 builds its tokenizer from these, not from tokenizer.json alone; uncased is not its default
         settings = {"tokenizer_class": "BertTokenizer", "model_max_length": 512, "do_lower_case": True}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
