@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 WORK = Path(__file__).parent / "made"
 VOCABULARY = 1000  # rows that random tokens touch; embeddings cost no time worth measuring
@@ -137,20 +137,3 @@ def as_float(model: str) -> Path:
 
 def widened(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.pad(array, [(0, to - n) for n, to in zip(array.shape, shape, strict=True)])
-
-
-def as_sparse(folder: Path, kept: float = 0.2) -> Path:
-    """A float folder's model with the smallest 1x4 blocks of every matrix of its layers zeroed: fast, and untrained."""
-    out = folder.with_name(f"{folder.name}-1x4-{1 - kept:.0%}".replace("%", ""))
-    if not (out / "config.json").exists():
-        tensors = dict(load_file(folder / "model.safetensors"))
-        for name, weight in tensors.items():
-            if ".layer." in name and weight.ndim == 2:
-                size = np.abs(weight).reshape(len(weight), -1, 4).sum(axis=2)
-                mask = size >= np.quantile(size, 1 - kept)
-                tensors[name] = weight * mask.repeat(4, axis=1)
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, out / "model.safetensors")
-        for name in ("tokenizer.json", "config.json"):
-            (out / name).write_bytes((folder / name).read_bytes())
-    return out

@@ -24,7 +24,6 @@ from compare import ENGINES, OURS, Worker, report
 HERE = Path(__file__).parent
 MAX_LENGTH, BUCKET = 384, 32
 CALIBRATION = 200  # questions
-SPARSE = f"{OURS}, 80 % 1x4"  # the same shape with the smallest blocks zeroed and no training: its answers mean nothing
 PEERS = ("OpenVINO int8", "OpenVINO bf16", "ONNX Runtime int8", "ONNX Runtime f32")
 
 
@@ -99,7 +98,7 @@ def main() -> None:
         worker(args)
         return
 
-    from models import as_float, as_sparse
+    from models import as_float
 
     from thinbert.tasks.metrics import score_v1
     from thinbert.tasks.squad import read_squad
@@ -110,7 +109,6 @@ def main() -> None:
     calibrate(args.model, dataset.questions[-CALIBRATION:], folder)
     rest = ["--folder", str(folder), "--questions", str(args.questions), "--threads", str(args.threads)]
     models = {OURS: args.model} | {f"{peer}, {how}": args.model for peer in PEERS for how in ("padded", "bucketed")}
-    models[SPARSE] = str(as_sparse(folder))
     workers = {
         name: Worker(name, [__file__, str(args.data), "--worker", name, "--model", model, *rest], args.threads)
         for name, model in models.items()

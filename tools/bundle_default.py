@@ -25,11 +25,10 @@ def main() -> None:
     if args.threshold is not None:
         config["thinbert"]["no_answer_threshold"] = args.threshold
     write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    # one text holds the vocabulary: compact, and without settings that thinbert does not read
-    tokenizer = read_json(folder / "tokenizer.json") | {"truncation": None, "padding": None}
-    write_atomic(folder / "tokenizer.json", json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode())
-    for name in ("vocab.txt", "tokenizer_config.json"):
-        (folder / name).unlink(missing_ok=True)
+    # of the two forms of a tokenizer the one half as large, and read in half the time; without what nobody reads
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
+    write_atomic(folder / "tokenizer_config.json", (json.dumps(settings) + "\n").encode())
+    (folder / "tokenizer.json").unlink()
     write_atomic(folder / "README.md", card)
     print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
 

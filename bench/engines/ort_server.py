@@ -21,10 +21,11 @@ def main() -> None:
     folder, port, precision, threads = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     sys.path.insert(0, str(Path(__file__).parent))
     from ort import Engine
-    from tokenizers import Tokenizer
+    from tokenizers import BertWordPieceTokenizer, Tokenizer
 
     engine = Engine(folder, threads, precision)
-    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    whole = Path(folder) / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(whole)) if whole.exists() else BertWordPieceTokenizer(f"{folder}/vocab.txt")
     tokenizer.enable_truncation(384, stride=128, strategy="only_second")
     app = FastAPI()
 
