@@ -32,6 +32,19 @@ def test_independent_zeros_are_unstructured(density: float) -> None:
     assert find_pattern(kept) == "unstructured"
 
 
+def test_neurons_that_are_gone_leave_their_neighbours_pattern() -> None:
+    """A column here and there goes with its neuron, and the blocks it stood in are blocks all the same."""
+    gone = np.random.RandomState(1).permutation(384)
+    kept = blocks((96, 384), (1, 4), 0.2)
+    kept[:, gone[:60]] = False
+    assert find_pattern(kept) == "1x4"
+    assert find_pattern(kept.T) == "4x1"
+    for count in (60, 200, 380):
+        loose = blocks((96, 384), (1, 1), 0.2)
+        loose[:, gone[:count]] = False
+        assert find_pattern(loose) == "unstructured"
+
+
 def test_rows_columns_and_both() -> None:
     random = np.random.RandomState(0)
     rows, columns = random.uniform(size=256) < 0.4, random.uniform(size=128) < 0.7

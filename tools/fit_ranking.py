@@ -59,7 +59,7 @@ def main() -> None:
     slope, weight, offset = logistic(np.stack([x, -b, np.ones_like(x)], axis=1), y.astype(float), np.zeros(3))
     print(f"log odds of being right = {slope:.3f} * (odds) - {weight:.3f} * (behind) + {offset:.3f}")
     print(f"RETRIEVAL = {weight / slope:.2f}")
-    for value in (0.0, weight / slope / 2, weight / slope, 2 * weight / slope):
+    for value in (share * weight / slope for share in (0, 0.25, 0.5, 0.7, 1, 2)):
         score = x - value * b
         top = [np.flatnonzero(g == n)[np.argmax(score[g == n])] for n in np.unique(g)]
         p = 1 / (1 + np.exp(-score))

@@ -189,8 +189,8 @@ def find_pattern(kept: Mask) -> str:
         return "columns"
     if _explains(count, rows * columns, kept.size):
         return "rows+columns"
-    for r, c, alive in sorted(_block_counts(kept), key=lambda block: (-block[0] * block[1], block)):
-        if _explains(count, alive * r * c, kept.size):
+    for r, c, covered in sorted(_coverings(kept), key=lambda block: (-block[0] * block[1], block)):
+        if _explains(count, covered, kept.size):
             return f"{r}x{c}"
     return "unstructured"
 
@@ -201,23 +201,31 @@ def _explains(kept: int, covered: int, size: int) -> bool:
     return zeros_explained >= (1 - _SLACK) * zeros and kept >= (1 - _SLACK) * covered
 
 
-def _block_counts(kept: Mask) -> Iterator[tuple[int, int, int]]:
-    """(R, C, number of blocks RxC with a kept weight) for every block shape that tiles the matrix.
+def _coverings(kept: Mask) -> Iterator[tuple[int, int, int]]:
+    """(R, C, weights in blocks RxC that keep one) for every block shape that tiles the matrix. Rows and columns that keep
+    nothing do not count: a neuron that is gone leaves holes in the blocks of its neighbours.
 
     Each shape is folded from one of half its size, so that all of them cost little more than the first.
     """
-    tall = kept
+    tall, rows = kept, _alive(kept, 1)
     for r in _SIDES:
-        wide = tall
+        wide, columns = tall, _alive(kept, 0)
         for c in _SIDES:
             if r * c > 1:
-                yield r, c, int(np.count_nonzero(wide))
+                yield r, c, int((rows @ wide) @ columns)
             if wide.shape[1] % 2:
                 break
-            wide = wide[:, ::2] | wide[:, 1::2]
+            wide, columns = wide[:, ::2] | wide[:, 1::2], columns[::2] + columns[1::2]
         if tall.shape[0] % 2:
             return
-        tall = tall[::2] | tall[1::2]
+        tall, rows = tall[::2] | tall[1::2], rows[::2] + rows[1::2]
+
+
+def _alive(kept: Mask, axis: int) -> NDArray[np.int64]:
+    """1 for each row (axis 1) or column (axis 0) that keeps a weight; for all of them where most keep none: what is left
+    then stands alone wherever it is, and would look like blocks of any shape."""
+    alive = kept.any(axis=axis)
+    return (alive if 2 * np.count_nonzero(alive) >= len(alive) else np.ones_like(alive)).astype(np.int64)
 
 
 def _main_pattern(tensors: Sequence[TensorSparsity]) -> str:
