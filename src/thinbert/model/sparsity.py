@@ -202,8 +202,8 @@ def _explains(kept: int, covered: int, size: int) -> bool:
 
 
 def _coverings(kept: Mask) -> Iterator[tuple[int, int, int]]:
-    """(R, C, weights in blocks RxC that keep one) for every block shape that tiles the matrix. Rows and columns that keep
-    nothing do not count: a neuron that is gone leaves holes in the blocks of its neighbours.
+    """(R, C, weights in blocks RxC that keep one) for every block shape that tiles the matrix. Rows and columns that
+    keep nothing do not count: a neuron that is gone leaves holes in the blocks of its neighbours.
 
     Each shape is folded from one of half its size, so that all of them cost little more than the first.
     """
@@ -222,8 +222,8 @@ def _coverings(kept: Mask) -> Iterator[tuple[int, int, int]]:
 
 
 def _alive(kept: Mask, axis: int) -> NDArray[np.int64]:
-    """1 for each row (axis 1) or column (axis 0) that keeps a weight; for all of them where most keep none: what is left
-    then stands alone wherever it is, and would look like blocks of any shape."""
+    """1 for each row (axis 1) or column (axis 0) that keeps a weight; for all of them where most keep none: what is
+    left then stands alone wherever it is, and would look like blocks of any shape."""
     alive = kept.any(axis=axis)
     return (alive if 2 * np.count_nonzero(alive) >= len(alive) else np.ones_like(alive)).astype(np.int64)
 
