@@ -224,7 +224,7 @@ def _coverings(kept: Mask) -> Iterator[tuple[int, int, int]]:
 def _alive(kept: Mask, axis: int) -> NDArray[np.int64]:
     """1 for each row (axis 1) or column (axis 0) that keeps a weight; for all of them where most keep none: what is
     left then stands alone wherever it is, and would look like blocks of any shape."""
-    alive = kept.any(axis=axis)
+    alive: Mask = np.asarray(kept.any(axis=axis))
     return (alive if 2 * np.count_nonzero(alive) >= len(alive) else np.ones_like(alive)).astype(np.int64)
 
 
