@@ -79,7 +79,7 @@ def run(place: Place) -> dict[str, Any]:
 def check(place: Place) -> None:
     """Raises InputError where stages lack data, naming all of it, or a teacher is no stage before it, no folder and no
     hub id, or a model cannot be had: now, and not after the hours of the stages before."""
-    before = ["base"]
+    before: list[str] = []
     models: dict[str, None] = {}
     missing: dict[str, None] = {}
     for stage in place.recipe.stages:
@@ -91,12 +91,12 @@ def check(place: Place) -> None:
         if stage.model is not None or place.recipe.before(stage) == "base":
             models[stage.model or place.recipe.base] = None
         for name in (stage.distil.teacher, stage.distil.states) if stage.distil else ():
-            if name is None or name in before[1:]:
+            if name is None or name in before:
                 continue
             if name == "base" or "/" in name or Path(name).is_dir():
                 models[place.recipe.base if name == "base" else name] = None
                 continue
-            near = difflib.get_close_matches(name, before, n=1)
+            near = difflib.get_close_matches(name, ["base", *before], n=1)
             raise InputError(
                 f"stage {stage.name}: {name!r} is no stage before it, no folder and no hub id"
                 f"{f'; did you mean {near[0]}?' if near else ''}"

@@ -112,9 +112,9 @@ def train(
     model, steps = objective.model, len(plan)
     model.set_dropout(settings.dropout)
     # without defaults: a later version may know more settings
-    given = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _FREE}
-    named = {f.name: given[f.name] for f in fields(settings) if f.name in given and given[f.name] != f.default}
-    described: dict[str, Any] = {"settings": named, "pruning": asdict(pruning) if pruning else None}
+    told = {f.name: getattr(settings, f.name) for f in fields(settings) if getattr(settings, f.name) != f.default}
+    shaping = {name: value for name, value in told.items() if name not in _FREE}
+    described: dict[str, Any] = {"settings": shaping, "pruning": asdict(pruning) if pruning else None}
     described |= {"steps": steps, "examples": features.sha256()}
     if accelerator.is_main_process:
         _enter(out, described)

@@ -93,7 +93,8 @@ def _evaluate(
         raise InputError(f"question id {twice!r} occurs more than once; predictions are kept by id, so ids must differ")
 
     what = {"thinbert": __version__, "model": model.sha256, "data": data.sha256, "settings": vars(settings)}
-    log = open_run(out, what, model.name) / "answers.jsonl"
+    open_run(out, what, model.name)
+    log = out / "answers.jsonl"
     with log.open("ab") as file:
         _lock(file, out)
         answered = _resume(log)[:total]
@@ -173,8 +174,8 @@ def _record(question: str, reading: Reading) -> dict[str, Any]:
     return {"id": question, "no_answer": reading.no_answer, "answers": answers}
 
 
-def open_run(out: Path, what: Mapping[str, Any], name: str) -> Path:
-    """Makes or re-enters the folder of a run of the model of this name, and returns it. `what` it was must be the same.
+def open_run(out: Path, what: Mapping[str, Any], name: str) -> None:
+    """Makes or re-enters the folder of a run of the model of this name. `what` it was must be the same.
 
     Raises:
         InputError: it holds another run, or something else.
@@ -197,7 +198,6 @@ def open_run(out: Path, what: Mapping[str, Any], name: str) -> Path:
         versions = {"numpy": np.__version__, "python": platform.python_version()}
         machine = {"cpu_features": cpu_features(), "platform": platform.platform()}
         _write_json(manifest, {"name": name, **what, "versions": versions, "machine": machine})
-    return out
 
 
 def _lock(log: IO[bytes], out: Path) -> None:

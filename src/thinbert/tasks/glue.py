@@ -98,14 +98,14 @@ def read_glue(path: Path, task: Task) -> Classified:
         wanted = ", ".join(" or ".join(names) for names in task.columns)
         raise InputError(f"{path}: the first line names {', '.join(rows[0]) or 'nothing'}; expected {wanted}")
     examples = []
-    torn = 0
+    may_break_off, torn = task.torn and first == 1, 0  # files without a header are another's, and whole
     for number, row in enumerate(rows[first:], first + 1):
         if not any(row):
             continue
-        if len(row) <= max(places) and task.torn and first:
-            torn += 1
-            continue
         if len(row) <= max(places):
+            if may_break_off:
+                torn += 1
+                continue
             raise InputError(f"{path}: line {number} has {len(row)} columns; expected at least {max(places) + 1}")
         spelt = row[places[-1]].strip()
         if task.name == "mnli" and spelt == "-":
