@@ -43,7 +43,10 @@ MaxMbOption = Annotated[
     float | None, typer.Option("--max-mb", min=0.0, help="Files larger than this are left out. (default: 100)")
 ]
 PassagesOption = Annotated[
-    int, typer.Option(min=1, max=10_000, help="How many passages to read, of those that fit best.")
+    int | None,
+    typer.Option(
+        min=1, max=10_000, help="How many passages of the documents to read, of those that fit best. (default: 20)"
+    ),
 ]
 ThresholdOption = Annotated[
     float | None,
@@ -64,6 +67,7 @@ def main() -> NoReturn:
     log = logging.getLogger("thinbert")  # not the root: what libraries have to say is for programmers
     log.addHandler(handler)
     log.setLevel(logging.INFO)  # what takes long is said
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # of failed attempts, the error of the last says it all
     try:
         code = app(standalone_mode=False)  # what typer.Exit carried, if a command raised it
     except Error as e:
@@ -119,7 +123,7 @@ def _ask(
     top_k: Annotated[
         int, typer.Option("--top-k", "-k", min=1, help="How many answers to give; scores below 0.005 only with --json.")
     ] = 1,
-    passages: PassagesOption = 20,
+    passages: PassagesOption = None,
     threshold: ThresholdOption = None,
     max_mb: MaxMbOption = None,
     precision: PrecisionOption = "int8",
@@ -131,7 +135,7 @@ def _ask(
     Reads text, Markdown, HTML, PDF, Word, CSV, JSON lines and SQuAD JSON. Exits with 1 where they hold no answer.
     """
     from thinbert.api import load
-    from thinbert.corpus.ask import ask
+    from thinbert.corpus.ask import READ, ask
     from thinbert.corpus.documents import MAX_MB, Report, read_documents, text_document
     from thinbert.corpus.index import Corpus
     from thinbert.errors import InputError
@@ -157,7 +161,7 @@ def _ask(
             raise InputError(show.nothing_read(report, paths or []))
     loaded = load(model, precision=precision, threads=threads)
     started = time.perf_counter()
-    found = ask(loaded, question, corpus, top_k=top_k, passages=passages, threshold=threshold)
+    found = ask(loaded, question, corpus, top_k=top_k, passages=passages or READ, threshold=threshold)
     seconds = time.perf_counter() - started
     stale = corpus.stale({c.place.file for c in found.citations}) if index is not None else []
     if as_json:
@@ -234,9 +238,7 @@ def _batch(
     out: Annotated[str, typer.Option("--out", "-o", help=".jsonl or .csv, plain or .gz; - writes JSON lines.")],
     model: ModelOption = "default",
     index: Annotated[Path | None, typer.Option(help="Answer from an index; records then need no context.")] = None,
-    passages: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="With --index: passages to read for a question. (default: 20)")
-    ] = None,
+    passages: PassagesOption = None,
     threshold: ThresholdOption = None,
     question_field: Annotated[
         str | None, typer.Option(help="Field that holds the question. (default: question)")

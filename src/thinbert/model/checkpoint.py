@@ -6,7 +6,6 @@ Layout and rounding rules: docs/format.md.
 
 import hashlib
 import json
-import logging
 import math
 import mmap
 import os
@@ -185,9 +184,6 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-
-    # which its import has set anew; what it would say of each attempt is in the error of the last
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     def fetch(filename: str) -> Path:
         return Path(hf_hub_download(repo, filename, revision=revision, token=token))
@@ -470,7 +466,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata:
 
 
 def copy_files(source: Path, out: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
-    """Files of a model folder, its tokenizer's unless told, written into another; those that it has not go there."""
+    """Files of a model folder, its tokenizer's unless told, written into another, which loses those that it lacks."""
     for name in names:
         if (source / name).is_file():
             write_atomic(out / name, (source / name).read_bytes())
