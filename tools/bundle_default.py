@@ -20,6 +20,8 @@ def main() -> None:
 
     folder = find_model("default")
     card = args.card.read_bytes()
+    if not (Path(args.source) / "vocab.txt").is_file():
+        parser.error(f"{args.source} has no vocab.txt")
     pack(read_checkpoint(args.source), folder)
     config = read_json(folder / "config.json")
     if args.threshold is not None:
@@ -28,7 +30,7 @@ def main() -> None:
     # of the two forms of a tokenizer the one half as large, and read in half the time; without what nobody reads
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
     write_atomic(folder / "tokenizer_config.json", (json.dumps(settings) + "\n").encode())
-    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").unlink(missing_ok=True)
     write_atomic(folder / "README.md", card)
     print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
 
