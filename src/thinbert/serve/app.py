@@ -81,13 +81,13 @@ def create_app(
         dependencies=[Security(HTTPBearer(auto_error=False))] if settings.keys else [],
     )
     app.state.server = server
-    for routes in (_health(server), _web()):
-        app.include_router(routes)
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Refusal, "description": why} for status, why in _REFUSALS.items()
     }
     for routes in (inference.routes(server), documents.routes(server), inference.open_inference(server)):
         app.include_router(routes, responses=refusals)
+    for routes in (_health(server), _web()):  # last: each request looks through the routes in this order
+        app.include_router(routes)
 
     @app.exception_handler(StarletteHTTPException)
     async def failed(request: Request, e: StarletteHTTPException) -> JSONResponse:

@@ -87,6 +87,11 @@ class Batcher:
     def first_tokens(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         return self._compute("first_tokens", token_ids, token_types, lengths)
 
+    @property
+    def idle(self) -> bool:
+        """Whether who asks now computes at once."""
+        return self._leader is None
+
     def close(self) -> None:
         """Refuses what comes from now on, and returns when all that waits is computed."""
         with self._changed:

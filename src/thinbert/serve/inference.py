@@ -75,13 +75,14 @@ def routes(server: Server) -> APIRouter:
             if option not in own:
                 raise HTTPException(422, f"parameters.{option}: not for this task; expected {', '.join(own)}")
         plain = [item.model_dump() if isinstance(item, BaseModel) else item for item in inputs]
+        reads = model if not given else None  # windows that overlap by much take long for any text
         run: Callable[..., Any] = (QuestionAnsweringPipeline if answers else TextClassificationPipeline)(model)
         if answers:
-            results = await server.compute(request, lambda: run(plain, **given))
+            results = await server.compute(request, lambda: run(plain, **given), reads=reads)
             if isinstance(body.inputs, list) and len(inputs) == 1:
                 results = [results]
         else:
-            results = await server.compute(request, lambda: run(plain, **given))
+            results = await server.compute(request, lambda: run(plain, **given), reads=reads)
             # one text gives a list of its classes, best first, as the inference API of Hugging Face did
             results = [r if isinstance(r, list) else [r] for r in results]
             results = results if isinstance(body.inputs, list) else results[0]
@@ -108,7 +109,7 @@ def routes(server: Server) -> APIRouter:
                 for one in asked
             ]
 
-        results = await server.compute(request, work)
+        results = await server.compute(request, work, reads=model)
         server.note(request, asked=[one.model_dump() for one in asked], answered=results)
         return results if isinstance(body, list) else results[0]
 
@@ -173,7 +174,7 @@ def open_inference(server: Server) -> APIRouter:
             if model.answers or "text_pair" in asked.inputs:
                 second = protocol.texts(asked, "context" if model.answers else "text_pair", first)
             pairs = second.data if second is not None else None
-            outputs = await server.compute(request, lambda: _infer(model, first.data, pairs))
+            outputs = await server.compute(request, lambda: _infer(model, first.data, pairs), reads=model)
             content, length = protocol.answer(asked, name, _VERSION, outputs, first.shape)
             server.note(request, asked={n: t.data for n, t in asked.inputs.items()}, answered=list(outputs[0][2]))
         except InputError as e:

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Mapping
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
@@ -18,6 +21,8 @@ from thinbert.serve.library import Library, UnknownDocumentError
 from thinbert.serve.limits import Metrics
 
 _CHANGES = 4  # of the documents that are worked on at a time
+_SHORT = 0.005  # seconds: work that is done sooner does not keep others waiting longer than a pass would
+_OVERHEAD = 500  # bytes whose reading takes as long as all that is done once for a request
 
 T = TypeVar("T")
 Text = Annotated[str, Field(min_length=1)]
@@ -57,11 +62,10 @@ class Server:
             raise InputError("a key is empty; everybody would have it")
         self.models, self.library, self.settings = dict(models), library, settings
         self.metrics = Metrics()
-        self._batchers = []
-        for model in {id(m): m for m in self.models.values()}.values():  # one may go by several names
-            batcher = Batcher(model.runtime, observe=self.metrics.observe_pass)
-            self._batchers.append(batcher)
-            model.runtime = batcher
+        self._readers: dict[int, _Reader] = {}  # by the id of the model, which may go by several names
+        for model in {id(m): m for m in self.models.values()}.values():
+            model.runtime = batcher = Batcher(model.runtime, observe=self.metrics.observe_pass)
+            self._readers[id(model)] = _Reader(batcher)
         # a thread for each, so that none stands behind another before it comes to the batcher, which takes from all
         self._pool = ThreadPoolExecutor(settings.max_waiting, thread_name_prefix="thinbert")
         # few: each may have a file in memory, and a process that reads it
@@ -85,10 +89,14 @@ class Server:
         what = "answers questions" if answers else "classifies texts"
         raise HTTPException(422, f"no model here {what}; start the server with one (--model)")
 
-    async def compute(self, request: Request, work: Callable[[], T], *, changes: bool = False) -> T:
+    async def compute(
+        self, request: Request, work: Callable[[], T], *, reads: Model | None = None, changes: bool = False
+    ) -> T:
         """Runs the work in a thread, unless too many wait, it takes too long, or the client goes.
 
         Args:
+            reads: what the work does is to read the text of the body with this model. Where that will be short, and
+                nothing else is in flight, no thread is changed for it: the loop does it.
             changes: the work changes the documents; it has threads of its own, and four times as long.
 
         Raises HTTPException: 429, 503, 504 or (seen by nobody) 499; 404 where the work finds no such document, and 422
@@ -96,6 +104,32 @@ class Server:
         """
         if self.in_flight >= self.settings.max_waiting:
             raise HTTPException(429, "too many requests wait; try again", headers={"Retry-After": "1"})
+        self.in_flight += 1
+        self.metrics.in_flight.set(self.in_flight)
+        try:
+            with _as_http():
+                if reads is None:
+                    return await self._in_thread(request, work, changes)
+                return await self._read(request, work, self._readers[id(reads)])
+        finally:
+            self.in_flight -= 1
+            self.metrics.in_flight.set(self.in_flight)
+
+    async def _read(self, request: Request, work: Callable[[], T], reader: "_Reader") -> T:
+        length = request.headers.get("content-length", "")
+        size = int(length) if length.isdigit() else None  # a body may come without; how long it is would be a guess
+        await asyncio.sleep(0)  # those that came at the same moment are let in: together they are faster
+        alone = self.in_flight == 1
+        started = time.perf_counter()
+        if alone and size is not None and reader.expected(size) < _SHORT and reader.batcher.idle:
+            result = work()
+        else:
+            result = await self._in_thread(request, work)
+        if alone and size is not None and self.in_flight == 1:
+            reader.learn(size, time.perf_counter() - started)
+        return result
+
+    async def _in_thread(self, request: Request, work: Callable[[], T], changes: bool = False) -> T:
         ticket = Ticket()
 
         def ticketed() -> T:
@@ -104,8 +138,6 @@ class Server:
                 raise CancelledError("the request was withdrawn")
             return work()
 
-        self.in_flight += 1
-        self.metrics.in_flight.set(self.in_flight)
         loop = asyncio.get_running_loop()
         pool, timeout = (self._changes, 4 * self.settings.timeout) if changes else (self._pool, self.settings.timeout)
         job: asyncio.Future[T] = loop.run_in_executor(pool, contextvars.copy_context().run, ticketed)
@@ -118,21 +150,11 @@ class Server:
             if gone.done():
                 raise HTTPException(499, "the client has gone")
             raise HTTPException(504, f"not done within {timeout:g} seconds")
-        except asyncio.CancelledError:
-            raise HTTPException(503, "the server is closing") from None
-        except (CancelledError, BusyError) as e:
-            raise HTTPException(503, str(e), headers={"Retry-After": "1"}) from None
-        except UnknownDocumentError as e:
-            raise HTTPException(404, str(e)) from None
-        except (InputError, ValueError) as e:
-            raise HTTPException(422, str(e)) from None
         finally:
             if not job.done():  # whatever ended the waiting, a server that closes too
                 ticket.cancel()
                 job.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits for it
             gone.cancel()
-            self.in_flight -= 1
-            self.metrics.in_flight.set(self.in_flight)
 
     def note(self, request: Request, **content: Any) -> None:
         """Puts what was asked and answered into the log, where that was wanted."""
@@ -143,8 +165,39 @@ class Server:
         """Ends after what is in flight; what has not begun is dropped."""
         for pool in (self._pool, self._changes):
             pool.shutdown(wait=True, cancel_futures=True)
-        for batcher in self._batchers:
-            batcher.close()
+        for reader in self._readers.values():
+            reader.batcher.close()
+
+
+class _Reader:
+    """A model behind its batcher, and how long requests that came alone have taken it for each byte of their bodies."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self.batcher = batcher
+        self._pace = math.inf  # seconds a byte; nothing is known yet
+
+    def expected(self, size: int) -> float:
+        return self._pace * (size + _OVERHEAD)
+
+    def learn(self, size: int, seconds: float) -> None:
+        """What was slow lately counts: better a thread too many than a loop that is held up."""
+        pace = seconds / (size + _OVERHEAD)
+        self._pace = pace if math.isinf(self._pace) else max(pace, 0.9 * self._pace)
+
+
+@contextmanager
+def _as_http() -> Iterator[None]:
+    """What work raises, as the answer it gets."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise HTTPException(503, "the server is closing") from None
+    except (CancelledError, BusyError) as e:
+        raise HTTPException(503, str(e), headers={"Retry-After": "1"}) from None
+    except UnknownDocumentError as e:
+        raise HTTPException(404, str(e)) from None
+    except (InputError, ValueError) as e:
+        raise HTTPException(422, str(e)) from None
 
 
 async def _gone(request: Request) -> None:
