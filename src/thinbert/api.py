@@ -265,17 +265,15 @@ class Model:
 
     def _run_batch(self, batch: list[Job]) -> Iterator[tuple[Job, Array]]:
         windows = [job.window for job in batch if job.window]
-        logits: Iterator[Array] = iter(())
+        logits = _NO_LOGITS
         if windows:
-            lengths = [len(w.ids) for w in windows]
-            flat = self._finite(
-                self.forward(
-                    np.concatenate([w.ids for w in windows]), np.concatenate([w.types for w in windows]), lengths
-                )
-            )
-            logits = iter(np.split(flat, np.cumsum(lengths)[:-1]))
+            ids, types = np.concatenate([w.ids for w in windows]), np.concatenate([w.types for w in windows])
+            logits = self._finite(self.forward(ids, types, [len(w.ids) for w in windows]))
+        at = 0
         for job in batch:
-            yield job, next(logits) if job.window else _NO_LOGITS
+            length = len(job.window.ids) if job.window else 0
+            yield job, logits[at : at + length]
+            at += length
 
     def _finite(self, logits: Array) -> Array:
         if not np.isfinite(logits).all():

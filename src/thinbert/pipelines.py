@@ -215,10 +215,11 @@ class _Merger:
     def add(self, window: qa.Window, tokens: Tokens, logits: Array) -> None:
         last = window.first + window.count
         # [CLS] takes part in the normalisation, and is then struck out
-        readable = np.concatenate([logits[:1], logits[window.first : last]]).astype(np.float64)
-        log_norm = readable.max(axis=0) + np.log(np.exp(readable - readable.max(axis=0)).sum(axis=0))
+        readable = np.concatenate([logits[:1], logits[window.first : last]]).T.astype(np.float64, order="C")
+        top = readable.max(axis=1, keepdims=True)
+        log_norm = top[:, 0] + np.log(np.exp(readable - top).sum(axis=1))
         if self._options.handle_impossible_answer:
-            self._null = min(self._null, float(np.exp((readable[0] - log_norm).sum())))
+            self._null = min(self._null, float(np.exp((readable[:, 0] - log_norm).sum())))
         # some candidates merge once stretched to words, so more are taken than asked for
         k = self._options.top_k * 2 + 10 if self._options.align_to_words else self._options.top_k
         piece = logits[window.first : last]

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def _white_space_after(text: str, position: int) -> int:
 
 
 def _tokens(encoding: Encoding) -> Tokens:
-    offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+    # of all ways from a list of pairs to an array the fastest
+    offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int32, 2 * len(encoding)).reshape(-1, 2)
     # a token outside any word (none in WordPiece) would be None: give it a word of its own
     words = [-1 - i if w is None else w for i, w in enumerate(encoding.word_ids)]
     return Tokens(np.array(encoding.ids, np.int32), offsets[:, 0], offsets[:, 1], np.array(words, np.int32))

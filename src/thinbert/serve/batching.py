@@ -177,10 +177,10 @@ class Batcher:
         result = getattr(self._runtime, taken[0][0].kind)(ids, types, lengths)
         self._observe(len(ids), len(taken))
         by_token = taken[0][0].kind == "span_logits"
-        ends = np.cumsum([sum(call.lengths[a:b]) if by_token else b - a for call, a, b in taken])
-        # copies: a part must not keep the whole pass in memory
-        parts = [part.copy() for part in np.split(result, ends[:-1])]
-        for (call, _, _), part in zip(taken, parts, strict=True):
-            call.parts.append(part)
+        at = 0
+        for call, a, b in taken:
+            rows = sum(call.lengths[a:b]) if by_token else b - a
+            call.parts.append(result[at : at + rows].copy())  # a part must not keep the whole pass in memory
+            at += rows
             if call.taken == len(call.lengths):
                 call.finish()
