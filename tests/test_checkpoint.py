@@ -25,8 +25,10 @@ import tiny
 from test_twins import TOLERANCE, padded, transformers_model, unpad
 from thinbert.api import load
 from thinbert.errors import ModelError
-from thinbert.model.checkpoint import read_checkpoint
+from thinbert.model.blocks import ENDINGS
+from thinbert.model.checkpoint import expected_shapes, read_checkpoint
 from thinbert.model.config import parse_config
+from thinbert.model.families import FAMILIES
 from thinbert.model.quantize import SCALE_SUFFIX, dequantize_rows, quantize_rows
 from thinbert.model.torchfile import read_torch
 
@@ -484,7 +486,24 @@ def test_the_tokenizer_config_overrides_the_tokenizer(tmp_path: Path, setting: b
     ("name", "content", "message"),
     [
         ("tokenizer.json", "{", "not valid JSON"),
-        ("tokenizer.json", "{}", "not a tokenizer"),
+        ("tokenizer.json", "{}", r"its model is None; thinbert reads BERT's WordPiece \(WordPiece\)"),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "WordPiece"}, "normalizer": null, "pre_tokenizer": null}',
+            "not a token",
+        ),
+        # which fails, without an exception, on the first text
+        (
+            "tokenizer.json",
+            '{"model": {"type": "WordPiece"}, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AA"}}',
+            "its normalizer is 'Precompiled'",
+        ),
+        ("tokenizer.json", '{"model": {"type": "Unigram", "vocab": []}}', "its model is 'Unigram'"),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "WordPiece"}, "pre_tokenizer": {"type": "FixedLength", "length": 0}}',
+            "its pre_tokenizer is 'FixedLength'",
+        ),
         ("vocab.txt", "[CLS]\n[SEP]\nx\n", r"no \[UNK\] among 3 tokens"),
         ("vocab.txt", "[UNK]\n[SEP]\nx\n", r"the tokenizer has no \[CLS\]"),
         ("vocab.txt", "[UNK]\n[CLS]\n[SEP]\n" + "x\n" * 300, "numbers tokens up to 302, the model has embeddings for"),
@@ -632,7 +651,7 @@ def test_tensors_cannot_be_changed_after_they_were_checked(tmp_path: Path) -> No
     build = b"}X\x04\x00\x00\x00size(I1000000000\ntsb"  # BUILD: update the tensor's fields
     path = tmp_path / "w.bin"
     write_zip(path, honest[:-2] + build + honest[-2:], **{"0": bytes(24)})
-    with pytest.raises(ModelError, match="refused: it changes a tensor after making it"):
+    with pytest.raises(ModelError, match="refused: it changes something after making it"):
         read_torch(path)
 
 
@@ -649,9 +668,68 @@ def test_small_files_stay_small(tmp_path: Path) -> None:
             read_torch(path)
     assert tracemalloc.get_traced_memory()[1] < 10e6
     tracemalloc.stop()
-    state = torch.ones(100, 100)
-    torch.save({f"t{i}": state.t() for i in range(300)}, path)
-    with pytest.raises(ModelError, match="transposed tensors of 3000000 values over fewer that are stored"):
+    for state in (torch.ones(100, 100).t(), torch.ones(100, 100, dtype=torch.bfloat16)):
+        torch.save({f"t{i}": state for i in range(300)}, path)
+        with pytest.raises(ModelError, match="tensors of 3000000 values over 10000 that are stored"):
+            read_torch(path)
+
+
+def test_a_config_of_numbers_too_large_and_texts_too_long() -> None:
+    for own, message in (
+        ({"no_answer_threshold": 10**400}, "expected a probability"),
+        ({"no_answer_calibration": [10**400, 0]}, "expected .slope above 0, offset."),
+        ({"ffn": ["x" * 100] * 10_000}, "widths from 0"),
+    ):
+        with pytest.raises(ModelError, match=message) as e:
+            parse_config(tiny.bert_config(thinbert=own), where="config.json")
+        assert len(str(e.value)) < 300
+
+
+def test_a_question_needs_two_token_types(tmp_path: Path) -> None:
+    config = tiny.bert_config(type_vocab_size=1)
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    with pytest.raises(ModelError, match="type_vocab_size is 1; a question and its text need 2"):
+        read_checkpoint(folder)
+
+
+def test_classes_are_counted_once(tmp_path: Path) -> None:
+    """Without id2label the weight says how many there are, and the bias has to agree."""
+    config = tiny.bert_config(id2label={"0": "a", "1": "b", "2": "c"})
+    tensors = tiny.bert_tensors(config, head="classify")
+    del config["id2label"]
+    for wrong in (1, 5):
+        bad = tensors | {"classifier.bias": np.zeros(wrong, np.float32)}
+        with pytest.raises(ModelError, match=rf"misshapen classifier.bias: found \[{wrong}\], expected \[3\]"):
+            read_checkpoint(tiny.write_model(tmp_path / str(wrong), config, bad))
+
+
+def test_matrices_without_blocks_take_no_memory(tmp_path: Path) -> None:
+    """They are a few bytes a row: half a megabyte could ask for gigabytes."""
+    raw = tiny.bert_config(hidden_size=4096, intermediate_size=1 << 14, num_hidden_layers=1)
+    config = parse_config(raw, where="config.json")
+    tensors: dict[str, np.ndarray] = {}
+    for name, shape in expected_shapes(config, FAMILIES[config.family], has_span=True, classes=0):
+        if len(shape) == 1:
+            tensors[name] = np.zeros(shape, np.float32)
+            continue
+        parts = np.zeros(shape[0] + 1, np.uint32), np.zeros(0, np.uint16), np.zeros((0, 4), np.int8)
+        tensors |= dict(zip((name + e for e in ENDINGS), parts, strict=True))
+        tensors[name + SCALE_SUFFIX] = np.ones(shape[0], np.float32)
+    folder = tiny.write_model(tmp_path / "m", raw, tensors)
+    with pytest.raises(ModelError, match=r"refused: matrices of \d+ values, stored as blocks in \d+ bytes"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize(("mark", "put"), [(b"", b"s"), (b"(", b"u")])
+def test_names_nested_too_deep_to_be_hashed(tmp_path: Path, mark: bytes, put: bytes) -> None:
+    """Python's own hash of a million tuples in one another overflows the stack, and ends the process."""
+    key = b")" + b"\x85" * 1_000_000
+    path = tmp_path / "w.bin"
+    write_zip(path, b"\x80\x02}" + mark + key + b"K\x01" + put + b".")
+    with pytest.raises(ModelError, match="a dictionary with other keys than names"):
+        read_torch(path)
+    write_zip(path, b"\x80\x02(" + key + b"K\x01d.")
+    with pytest.raises(ModelError, match="not a whole torch checkpoint"):
         read_torch(path)
 
 

@@ -1,5 +1,13 @@
 """The errors thinbert raises on purpose: what was wrong, what was found, what was expected, what to do."""
 
+_QUOTED = 100  # characters
+
+
+def quoted(value: object) -> str:
+    """What a file says, for a message: as Python would write it, and never the whole of a long one."""
+    text = repr(value)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
+
 
 class Error(Exception):
     """Base of every error thinbert raises on purpose; the command line prints it as one line and exits with 2."""

@@ -44,6 +44,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 TRAINING_FILE = "training.json"  # how a model came about, where thinbert made it
 
 _MOST_DIMENSIONS = 8
+_SWELLING, _SPARE = 64, 1 << 24  # values for a byte that is stored, and more
 _LISTED = 12  # tensors named in one error message before "and N more"
 
 
@@ -274,7 +275,10 @@ def read_checkpoint(
     has_span = has(family.span)
     # a classifier that reads every token (tagging) has no layer before it, and is not ours
     has_classify = has(family.classify_out) and has(family.classify_hidden)
-    expected = dict(expected_shapes(config, family, has_span=has_span, has_classify=has_classify))
+    if has_span and config.token_types == 1:
+        raise ModelError(f"{folder / 'config.json'}: type_vocab_size is 1; a question and its text need 2")
+    classes = len(config.labels) or _rows(tensors, f"{family.classify_out}.weight") if has_classify else 0
+    expected = dict(expected_shapes(config, family, has_span=has_span, classes=classes))
     ignored = _check_tensors(tensors, expected, family, folder)
     return Checkpoint(
         name=os.fspath(model),
@@ -283,19 +287,19 @@ def read_checkpoint(
         config=config,
         tensors={n: t for n, t in tensors.items() if n not in ignored},
         ignored={n: tensors[n] for n in ignored},
-        shapes={n: tuple(_rows(tensors, n) if s is None else s for s in shape) for n, shape in expected.items()},
+        shapes=expected,
         has_span=has_span,
         has_classify=has_classify,
     )
 
 
 def expected_shapes(
-    config: EncoderConfig, family: Family, *, has_span: bool, has_classify: bool
-) -> Iterable[tuple[str, tuple[int | None, ...]]]:
-    """Name and shape of every tensor the model needs; None in a shape stands for the number of classes."""
+    config: EncoderConfig, family: Family, *, has_span: bool, classes: int
+) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor the model needs; without classes it needs no head for them."""
     D, p = config.width, family.prefix
 
-    def linear(stem: str, outputs: int | None, inputs: int) -> Iterable[tuple[str, tuple[int | None, ...]]]:
+    def linear(stem: str, outputs: int, inputs: int) -> Iterable[tuple[str, tuple[int, ...]]]:
         return ((f"{stem}.weight", (outputs, inputs)), (f"{stem}.bias", (outputs,)))
 
     rows = {"token": config.vocabulary, "position": config.positions, "token_type": config.token_types}
@@ -322,14 +326,14 @@ def expected_shapes(
                 yield from ((f"{stem}.weight", (D,)), (f"{stem}.bias", (D,)))
     if has_span:
         yield from linear(family.span, 2, D)
-    if has_classify:
+    if classes:
         yield from linear(family.classify_hidden, D, D)
-        yield from linear(family.classify_out, len(config.labels) or None, D)
+        yield from linear(family.classify_out, classes, D)
 
 
 def _check_tensors(
     tensors: Mapping[str, NDArray[Any]],
-    expected: Mapping[str, tuple[int | None, ...]],
+    expected: Mapping[str, tuple[int, ...]],
     family: Family,
     folder: Path,
 ) -> tuple[str, ...]:
@@ -345,7 +349,7 @@ def _check_tensors(
             faults += _block_faults(tensors, name, shape)
         elif tensor is None:
             faults.append(f"missing {name} {_shape(shape)}")
-        elif tensor.ndim != len(shape) or any(s not in (None, n) for s, n in zip(shape, tensor.shape, strict=True)):
+        elif tensor.shape != shape:
             faults.append(f"misshapen {name}: found {_shape(tensor.shape)}, expected {_shape(shape)}")
         elif tensor.dtype == np.int8 and tensor.ndim == 2:
             scale = tensors.get(name + SCALE_SUFFIX)
@@ -368,10 +372,15 @@ def _check_tensors(
     if faults:
         more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
         raise ModelError(f"{folder}: weights do not fit config.json: {'; '.join(faults[:_LISTED])}{more}")
+    # a matrix without a block is a few bytes a row: a small file could ask for any amount of memory
+    whole = sum(math.prod(shape) for name, shape in expected.items() if name + INDEX in tensors)
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    if whole > _SWELLING * stored + _SPARE:
+        raise ModelError(f"{folder}: refused: matrices of {whole} values, stored as blocks in {stored} bytes")
     return tuple(strangers)
 
 
-def _block_faults(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | None, ...]) -> list[str]:
+def _block_faults(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> list[str]:
     """What is wrong with a matrix stored as blocks."""
     if name in tensors:
         return [f"{name} is stored twice, whole and as blocks"]
@@ -379,8 +388,6 @@ def _block_faults(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[i
     if absent:
         return [f"missing {n}" for n in absent]
     rows, columns = shape
-    assert columns is not None
-    rows = _rows(tensors, name) if rows is None else rows
     scale = tensors[name + SCALE_SUFFIX]
     if scale.shape != (rows,) or scale.dtype != np.float32 or not np.isfinite(scale).all():
         return [f"blocks of {name}: found scales {_shape(scale.shape)} of {scale.dtype}, expected [{rows}] of float32"]
@@ -390,12 +397,16 @@ def _block_faults(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[i
 
 
 def _rows(tensors: Mapping[str, NDArray[Any]], name: str) -> int:
-    """Rows of a tensor as it is stored, whole or as blocks."""
-    return len(tensors[name]) if name in tensors else tensors[name + START].size - 1
+    """Rows of a tensor as it is stored, whole or as blocks; at least one, of a tensor yet to be checked."""
+    stored = tensors.get(name)
+    if stored is not None:
+        return max(1, int(stored.shape[0])) if stored.ndim else 1
+    start = tensors.get(name + START)
+    return max(1, start.size - 1) if start is not None else 1
 
 
-def _shape(shape: Iterable[int | None]) -> str:
-    return "[" + ", ".join("classes" if n is None else str(n) for n in shape) + "]"
+def _shape(shape: Iterable[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:

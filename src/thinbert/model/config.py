@@ -1,12 +1,12 @@
 """EncoderConfig: what a BERT-family encoder is, as plain frozen data, checked once when it is read."""
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thinbert.errors import ModelError
+from thinbert.errors import ModelError, quoted
 from thinbert.model.families import FAMILIES
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
@@ -66,19 +66,19 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
     family = next((f for f in FAMILIES.values() if model_type in f.model_types), None)
     if family is None:
         known = ", ".join(t for f in FAMILIES.values() for t in f.model_types)
-        raise ModelError(f"{where}: model_type is {model_type!r}; thinbert reads {known}")
+        raise ModelError(f"{where}: model_type is {quoted(model_type)}; thinbert reads {known}")
 
     def integer(field: str, limit: int, default: int | None = None) -> int:
         key = family.config_keys.get(field, field)
         value = raw.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-            raise ModelError(f"{where}: {key} is {value!r}; expected a whole number from 1 to {limit}")
+            raise ModelError(f"{where}: {key} is {quoted(value)}; expected a whole number from 1 to {limit}")
         return value
 
     def choice(key: str, allowed: tuple[str, ...], default: str) -> str:
         value = raw.get(key, default)
         if value not in allowed:
-            raise ModelError(f"{where}: {key} is {value!r}; thinbert computes {', '.join(allowed)}")
+            raise ModelError(f"{where}: {key} is {quoted(value)}; thinbert computes {', '.join(allowed)}")
         return str(value)
 
     layers = integer("num_hidden_layers", _MAX["layers"])
@@ -97,11 +97,11 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
     packed = own.get("packed", PACKED_VERSION)
     if packed != PACKED_VERSION:
         raise ModelError(
-            f"{where}: packed with version {packed!r} of the format; this thinbert reads version {PACKED_VERSION}"
+            f"{where}: packed with version {quoted(packed)} of the format; this thinbert reads version {PACKED_VERSION}"
         )
     eps = raw.get("layer_norm_eps", _NORM_EPS) if family.norm_eps_key else _NORM_EPS
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
-        raise ModelError(f"{where}: layer_norm_eps is {eps!r}; expected a number between 0 and 1")
+        raise ModelError(f"{where}: layer_norm_eps is {quoted(eps)}; expected a number between 0 and 1")
     return EncoderConfig(
         family=family.name,
         vocabulary=integer("vocab_size", _MAX["vocabulary"]),
@@ -131,9 +131,11 @@ def _remaining_heads(pruned: object, layers: int, heads: int, where: str) -> tup
     for key, gone in pruned.items():
         layer = int(key) if re.fullmatch("[0-9]{1,4}", str(key)) else -1
         if not 0 <= layer < layers:
-            raise ModelError(f"{where}: pruned_heads names layer {key!r}; the model has layers 0 to {layers - 1}")
+            raise ModelError(f"{where}: pruned_heads names layer {quoted(key)}; the model has layers 0 to {layers - 1}")
         if not isinstance(gone, list) or not all(type(h) is int and 0 <= h < heads for h in gone):
-            raise ModelError(f"{where}: pruned_heads of layer {key} is {gone!r}; expected head numbers below {heads}")
+            raise ModelError(
+                f"{where}: pruned_heads of layer {key} is {quoted(gone)}; expected head numbers below {heads}"
+            )
         remaining[layer] = heads - len(set(gone))
     return tuple(remaining)
 
@@ -142,7 +144,9 @@ def _ffn_widths(own: object, layers: int, ffn: int, where: str) -> tuple[int, ..
     if own is None:
         return (ffn,) * layers
     if not isinstance(own, list) or len(own) != layers or not all(type(f) is int and 0 <= f <= ffn for f in own):
-        raise ModelError(f"{where}: thinbert.ffn is {own!r}; expected {layers} widths from 0 to {ffn}, one per layer")
+        raise ModelError(
+            f"{where}: thinbert.ffn is {quoted(own)}; expected {layers} widths from 0 to {ffn}, one per layer"
+        )
     return tuple(own)
 
 
@@ -152,7 +156,7 @@ def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if table is None:
         return ()
     if not isinstance(table, Mapping) or sorted(map(str, table)) != sorted(str(i) for i in range(len(table))):
-        raise ModelError(f"{where}: id2label is {table!r}; expected class numbers 0, 1, … -> names")
+        raise ModelError(f"{where}: id2label is {quoted(table)}; expected class numbers 0, 1, … -> names")
     by_number = {str(k): str(v) for k, v in table.items()}
     return tuple(by_number[str(i)] for i in range(len(by_number)))
 
@@ -160,15 +164,21 @@ def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
 def _threshold(value: object, where: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value <= 1):
-        raise ModelError(f"{where}: thinbert.no_answer_threshold is {value!r}; expected a probability from 0 to 1")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ModelError(
+            f"{where}: thinbert.no_answer_threshold is {quoted(value)}; expected a probability from 0 to 1"
+        )
     return float(value)
 
 
 def _calibration(value: object, where: str) -> tuple[float, float]:
     if value is None:
         return 1.0, 0.0
-    numbers = [v for v in value if type(v) in (int, float) and math.isfinite(v)] if isinstance(value, list) else []
+    numbers = (
+        [v for v in value if type(v) in (int, float) and abs(v) < sys.float_info.max] if isinstance(value, list) else []
+    )
     if len(numbers) != 2 or len(numbers) != len(value) or numbers[0] <= 0:  # type: ignore[arg-type]
-        raise ModelError(f"{where}: thinbert.no_answer_calibration is {value!r}; expected [slope above 0, offset]")
+        raise ModelError(
+            f"{where}: thinbert.no_answer_calibration is {quoted(value)}; expected [slope above 0, offset]"
+        )
     return float(numbers[0]), float(numbers[1])

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as HFTokenizer
 
-from thinbert.errors import ModelError
+from thinbert.errors import ModelError, quoted
 from thinbert.model.checkpoint import read_json
 from thinbert.model.weights import Ints
 
@@ -21,6 +21,9 @@ from thinbert.model.weights import Ints
 _REMEMBERED, _SHORT = 64, 1 << 15
 # Characters tokenised at a time. The library's own form of a text takes about 200 bytes a character.
 _PIECE = 1 << 16
+
+# What a tokenizer.json may be made of: other parts can be made to fail, or to swell, on a text they have not seen yet.
+_PARTS = {"model": ("WordPiece",), "normalizer": ("BertNormalizer", None), "pre_tokenizer": ("BertPreTokenizer", None)}
 
 _SPACE = re.compile("[ \t\n\r]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -133,9 +136,13 @@ def read_tokenizer(folder: Path, *, vocabulary: int) -> Tokenizer:
     whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
     if whole.is_file():
         described = read_json(whole)
-        normalizer = described.get("normalizer")
-        if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
-            described["normalizer"] = {**normalizer, **settings}
+        for part, kinds in _PARTS.items():
+            kind = found.get("type") if isinstance(found := described.get(part), dict) else found
+            if kind not in kinds:
+                raise ModelError(f"{whole}: its {part} is {quoted(kind)}; thinbert reads BERT's WordPiece ({kinds[0]})")
+        if described["normalizer"] is not None:
+            described["normalizer"] |= settings
+        described |= {"post_processor": None, "decoder": None}  # which nobody needs
         try:
             backend = HFTokenizer.from_str(json.dumps(described))
         # the Rust side raises a bare Exception

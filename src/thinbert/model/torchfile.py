@@ -13,12 +13,12 @@ import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thinbert.errors import ModelError
+from thinbert.errors import ModelError, quoted
 from thinbert.model.dtypes import to_numpy, widen_bfloat16
 
 # torch storage class -> dtype in the spelling of thinbert.model.dtypes
@@ -40,6 +40,7 @@ _FLAT_MAGIC = 0x1950A86A20F9469CFC6C
 _FLAT_PROTOCOL = 1001
 
 
+_MOST_PICKLE = 4 << 20  # bytes: those of BERT-large's are 0.1 MB, and each can take a hundred in memory
 _MOST_NUMBERS = 17  # of a tensor: its offset, and sizes and strides of up to eight dimensions
 
 
@@ -65,15 +66,8 @@ def read_torch(path: Path) -> dict[str, NDArray[Any]]:
         raise ModelError(f"{path}: not a whole torch checkpoint ({type(e).__name__}: {e}); download it again") from e
 
 
-class _Sealed:
-    """Refuses the pickle instruction that would overwrite an object's fields after they were checked."""
-
-    def __setstate__(self, _: object) -> None:
-        raise _RefusedError("it changes a tensor after making it")
-
-
 @dataclass(frozen=True)
-class _Storage(_Sealed):
+class _Storage:
     """A flat buffer of `count` values somewhere in the file."""
 
     key: str
@@ -82,7 +76,7 @@ class _Storage(_Sealed):
 
 
 @dataclass(frozen=True)
-class _Tensor(_Sealed):
+class _Tensor:
     """A strided view of a storage; offset and strides in elements. Checked on creation to stay inside it."""
 
     storage: _Storage
@@ -105,15 +99,6 @@ class _Tensor(_Sealed):
             raise _RefusedError(
                 f"a tensor of shape {list(self.size)} that reaches outside its buffer of {self.storage.count} values"
             )
-
-    @property
-    def contiguous(self) -> bool:
-        expected = 1
-        for n, stride in zip(reversed(self.size), reversed(self.stride), strict=True):
-            if n != 1 and stride != expected:
-                return False
-            expected *= n
-        return True
 
     def view(self, buffer: NDArray[Any]) -> NDArray[Any]:
         if not math.prod(self.size):
@@ -148,37 +133,71 @@ _ALLOWED: dict[tuple[str, str], object] = {
 }
 
 
+_NEVER_WRITTEN = {
+    code[0] for code in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.DICT)
+}
+
+
 class _TensorUnpickler(pickle._Unpickler):
     """An unpickler whose whole vocabulary is _ALLOWED.
 
     The one written in Python: the other allocates its memo by the largest index named, so that a hundred bytes can take
-    gigabytes. State dicts are short. Without the one instruction that takes memory before it reads, which torch never
-    writes.
+    gigabytes. State dicts are short. Without instructions that torch never writes and that take memory before they
+    read, or compute hashes of what is nested too deep for that.
     """
 
-    dispatch = pickle._Unpickler.dispatch.copy()
-    del dispatch[pickle.BYTEARRAY8[0]]
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: carry_out for code, carry_out in pickle._Unpickler.dispatch.items() if code not in _NEVER_WRITTEN
+    }
+
+    def load_setitem(self) -> None:
+        self._check_names(self.stack[-2:-1])
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        self._check_names(self.stack[::2])  # since the mark
+        super().load_setitems()  # type: ignore[misc]
+
+    def load_build(self) -> None:
+        """torch hangs the versions of its modules on a state dict, which nobody reads."""
+        self.stack.pop()
+        if type(self.stack[-1]) is not OrderedDict:
+            raise _RefusedError("it changes something after making it")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.BUILD[0]] = load_build
+
+    @staticmethod
+    def _check_names(keys: list[Any]) -> None:
+        if not all(type(key) is str for key in keys):
+            raise _RefusedError("a dictionary with other keys than names")
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise _RefusedError(f"it asks for the Python object {module}.{name}") from None
+            raise _RefusedError(f"it asks for the Python object {quoted(f'{module}.{name}')[1:-1]}") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
         # ("storage", dtype, key, device, count[, view]) in both containers
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
-            raise _RefusedError(f"an unknown reference {pid!r}")
+            raise _RefusedError(f"an unknown reference {quoted(pid)}")
         _, dtype, key, _, count, *view = pid
         if dtype not in _STORAGES.values() or not isinstance(key, str) or type(count) is not int or count < 0:
-            raise _RefusedError(f"a malformed buffer {pid!r}")
+            raise _RefusedError(f"a malformed buffer {quoted(pid)}")
         if any(v is not None for v in view):
             raise _RefusedError("a view of a buffer (written before torch 0.4); save the file anew with a newer torch")
         return _Storage(key, dtype, count)
 
 
 def _unpickle(file: io.BytesIO) -> Any:
-    return _TensorUnpickler(file, encoding="utf-8").load()
+    begun = file.tell()
+    part = io.BytesIO(file.read(_MOST_PICKLE))
+    made = _TensorUnpickler(part, encoding="utf-8").load()
+    file.seek(begun + part.tell())
+    return made
 
 
 def _read_zip(file: BinaryIO) -> dict[str, NDArray[Any]]:
@@ -217,7 +236,7 @@ def _read_flat(content: BinaryIO) -> dict[str, NDArray[Any]]:
     tensors = _state_dict(_unpickle(file))
     storages = _storages(tensors)
     keys = _unpickle(file)
-    if not isinstance(keys, list) or set(keys) != set(storages):
+    if not isinstance(keys, list) or not all(type(key) is str for key in keys) or set(keys) != set(storages):
         raise _RefusedError("a list of buffers that does not match its tensors")
     buffers: dict[str, NDArray[Any]] = {}
     for key in keys:
@@ -235,7 +254,7 @@ def _state_dict(state: object) -> dict[str, _Tensor]:
         raise _RefusedError(f"it holds a {type(state).__name__}, not a dictionary of tensors (a state dict)")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise _RefusedError(f"entry {name!r} is a {type(value).__name__}, not a tensor")
+            raise _RefusedError(f"entry {quoted(name)} is a {type(value).__name__}, not a tensor")
     return state
 
 
@@ -260,9 +279,9 @@ def _buffer(data: bytes, storage: _Storage) -> NDArray[Any]:
 
 
 def _views(tensors: dict[str, _Tensor], buffers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    # a transposed view is copied: many of one buffer would make gigabytes of a small file
-    copied = sum(math.prod(t.size) for t in tensors.values() if not t.contiguous)
-    if copied > sum(len(b) for b in buffers.values()):
-        raise _RefusedError(f"transposed tensors of {copied} values over fewer that are stored")
+    # many tensors over one buffer would make gigabytes of a small file; torch stores tied ones once, which are two
+    total, stored = sum(math.prod(t.size) for t in tensors.values()), sum(len(b) for b in buffers.values())
+    if total > 2 * stored:
+        raise _RefusedError(f"tensors of {total} values over {stored} that are stored")
     views = {name: tensor.view(buffers[tensor.storage.key]) for name, tensor in tensors.items()}
     return {n: widen_bfloat16(v) if tensors[n].storage.dtype == "BF16" else v for n, v in views.items()}
