@@ -58,6 +58,37 @@ def test_everybody_gets_their_own() -> None:
     batcher.close()
 
 
+def test_a_fault_while_results_are_handed_out() -> None:
+    """A pass that failed half way is computed again, call by call: nobody gets anything twice."""
+
+    class Failing(Slow):
+        failed = False
+
+        def span_logits(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+            found = super().span_logits(ids, types, lengths)
+            if len(lengths) > 1 and not self.failed:
+                self.failed = True
+                return found[:-1].view(Torn)
+            return found
+
+    class Torn(np.ndarray):
+        def __getitem__(self, key: slice) -> np.ndarray:  # type: ignore[override]
+            if key.stop > len(self):
+                raise MemoryError
+            return np.asarray(self)[key]
+
+    runtime = Failing()
+    runtime.gate.clear()
+    batcher = Batcher(runtime)
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(ask, batcher, [n], 100 * n) for n in range(1, 5)]
+        time.sleep(0.2)
+        runtime.gate.set()
+        for n, one in enumerate(waiting, 1):
+            assert one.result()[:, 0].tolist() == list(range(100 * n, 100 * n + n))
+    assert runtime.failed
+
+
 def test_a_long_request_lets_a_short_one_by() -> None:
     runtime = Slow(0.01)
     batcher = Batcher(runtime, pass_tokens=100)

@@ -37,6 +37,17 @@ def test_text_is_kept_as_it_is() -> None:
         assert [page.line(text.index(w)) for w in ("one", "two", "three", "five", "six")] == [1, 2, 3, 5, 5]
 
 
+def test_columns_are_told_by_the_header_alone() -> None:
+    """What people wrote may hold every character that stands between columns elsewhere, and quotes."""
+    tabs = only("id\ttext\n1\tHe said, 'no', and left.\n", ".tsv")
+    assert tabs.text == "He said, 'no', and left."
+    assert only("text\nOne, two, three.\n", ".tsv").text == "One, two, three."
+    document = parse_document("d", b'id,text\n1,"He said; \'no\'; and left, then."\n2,"She\nbuilt it."\n', ".csv")
+    assert [page.text for page in document.pages] == ["He said; 'no'; and left, then.", "She\nbuilt it."]
+    assert only("id;text\n1;One, two.\n", ".csv").text == "One, two."
+    assert only('"a, b, c";text\n1;Two.\n', ".csv").text == "Two.\na, b, c: 1"
+
+
 def test_markdown_keeps_its_text_and_knows_its_headings() -> None:
     text = "# One #\ntext\n\n```\n# no heading\n```\nTwo\n===\nmore\n### Three\nend"
     page = only(text, ".md")

@@ -166,6 +166,19 @@ def test_documents_of_one_name_are_two() -> None:
     corpus = Corpus.in_memory([text_document("x", "First text about mills."), text_document("x", "Second, of bread.")])
     assert corpus.page("x", 1).text == "First text about mills."
     assert corpus.page("x (2)", 1).text == "Second, of bread."
+    three = Corpus.in_memory([text_document(name, f"The text {n}.") for n, name in enumerate(("x", "x", "x (2)"))])
+    assert [three.page(name, 1).text for name in ("x", "x (2)", "x (2) (2)")] == [f"The text {n}." for n in range(3)]
+
+
+def test_a_page_as_long_as_a_book() -> None:
+    """It took time by the square of its length: half a minute for 20 MB."""
+    text = "".join(f"Sentence number {n} says a little. " for n in range(600_000))
+    corpus = Corpus.in_memory([text_document("book", text)])
+    begun = time.perf_counter()
+    assert corpus.page("book", 1).text == text
+    assert (
+        time.perf_counter() - begun < 3
+    )  # 0.05 where nothing else runs; it was 1 for this one, and more for each more
 
 
 def test_a_full_disk_is_said(docs: Path, tmp_path: Path) -> None:
@@ -276,6 +289,7 @@ def test_folders_that_are_no_index(tmp_path: Path) -> None:
         Corpus.open(tmp_path / "old")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / ".managed.json").write_text("[]")  # killed while it was made
+    (tmp_path / "begun" / ".tmpA1b2C3").write_text("[")
     Corpus.create(tmp_path / "begun")
     Corpus.open(tmp_path / "begun")
     with pytest.raises(InputError, match=r"full/x: cannot be read as an index"):

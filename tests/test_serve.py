@@ -238,6 +238,25 @@ def test_another_process_writes(client: TestClient, tmp_path: Path) -> None:
     assert client.delete(f"/v1/documents/{number}").status_code == 204
 
 
+def test_files_of_people_are_not_removed(tmp_path: Path) -> None:
+    """A folder of theirs may be indexed and given for uploads."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "mine.txt").write_text(CONTEXT)
+    library = Library(tmp_path / "index", tmp_path / "docs")
+    library.corpus.update([str(tmp_path / "docs")])
+    (entry,) = library.entries()
+    with pytest.raises(InputError, match="is no upload"):
+        library.remove(entry.id)
+    assert (tmp_path / "docs" / "mine.txt").exists()
+
+
+def test_uploads_are_not_read_by_programs_that_lie_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "csv.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert parse_apart("a.txt", CONTEXT.encode(), ".txt").pages[0].text == CONTEXT
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("limits", [{"SECONDS": 1}, {"MEMORY": 1 << 20}])
 def test_hostile_uploads_end(client: TestClient, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]) -> None:
     for name, value in limits.items():
@@ -808,6 +827,31 @@ def test_the_loop_is_free_while_the_engine_computes() -> None:
             assert threading.current_thread() not in computes.threads
 
     asyncio.run(ask())
+
+
+def test_long_bodies_go_to_a_thread_whatever_was_learnt() -> None:
+    """Megabytes of white space are read in no time, and must not make a text of that length look short."""
+
+    async def ask() -> None:
+        async with on_this_loop(Whose) as (computes, client):
+            space = json.dumps({"question": "Who?", "context": "Anna"}) + " " * 1_000_000
+            for _ in range(40):
+                r = await client.post("/predict", content=space, headers={"content-type": "application/json"})
+                assert r.status_code == 200
+            assert (await client.post("/predict", json=ASKED | {"context": CONTEXT * 300})).status_code == 200
+            assert threading.current_thread() not in computes.threads
+
+    asyncio.run(ask())
+
+
+def test_a_model_outlives_its_server() -> None:
+    model = thinbert.load("default", threads=1)
+    for _ in range(2):
+        with TestClient(create_app({"default": model}, None, Settings(log=False))) as client:
+            assert client.post("/predict", json=ASKED).json()["answer"] == ANSWER
+        found = model.answer(QUESTION, CONTEXT)
+        assert found is not None
+        assert found.text == ANSWER
 
 
 def test_what_is_short_and_alone_is_computed_on_the_loop() -> None:

@@ -8,6 +8,7 @@ last commit. Documents in it are of two kinds:
 """
 
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -30,7 +31,7 @@ _COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # text or time after which work
 _WEIGHTS = {"body": 1.0, "heading": 0.5, "name": 0.3}  # of a word's score, by where it stands
 _MARKER = "thinbert-index.json"
 # tantivy's files of an empty index, which it makes before ours
-_BEGUN = (".managed.json", "meta.json", ".tantivy-meta.lock", ".tantivy-writer.lock")
+_BEGUN = (".managed.json", "meta.json", ".tantivy-meta.lock", ".tantivy-writer.lock", ".tmp")
 
 Progress = Callable[[int, int], None]  # bytes done, of
 
@@ -130,12 +131,14 @@ class Corpus:
     @staticmethod
     def in_memory(documents: Iterable[Document]) -> "Corpus":
         corpus = Corpus(tantivy.Index(_schema()), None)
-        names: dict[str, int] = {}
+        names: set[str] = set()
         with corpus.writer() as writer:
             for document in documents:
-                count = names[document.name] = names.get(document.name, 0) + 1
                 # a name is what pages are found by: a second document of it gets another
-                corpus.add(writer, replace(document, name=f"{document.name} ({count})") if count > 1 else document)
+                others = (f"{document.name} ({n})" for n in itertools.count(2))
+                name = next(name for name in itertools.chain((document.name,), others) if name not in names)
+                names.add(name)
+                corpus.add(writer, replace(document, name=name))
             writer.commit()
         corpus.reload()
         return corpus
@@ -169,7 +172,7 @@ class Corpus:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # what a process killed right here left behind is an index without a marker: it is taken up
-            if any(_MARKER not in f.name and f.name not in _BEGUN for f in folder.iterdir()):
+            if any(_MARKER not in f.name and not f.name.startswith(_BEGUN) for f in folder.iterdir()):
                 raise InputError(f"{folder}: is not empty and no index; give another --index")
             index = tantivy.Index(_schema(), path=str(folder))
             write_atomic(folder / _MARKER, (json.dumps({"format": _FORMAT}) + "\n").encode())
@@ -386,11 +389,13 @@ class View:
         hits.sort(key=lambda h: h.start)
         if not hits:
             raise InputError(f"{file}: no page {number} in the index")
-        text = ""
-        for h in hits:
-            text = text[: h.start] + h.text
+        parts: list[str] = []
+        end = 0
+        for h in hits:  # passages overlap; what each adds is joined at the end, for a page may be a whole book
+            parts.append(h.text[end - h.start :])
+            end = h.start + len(h.text)
         headings = dict.fromkeys(heading for h in hits for heading in h.headings)
-        return Page(text, number, hits[0].label, tuple(headings))
+        return Page("".join(parts), number, hits[0].label, tuple(headings))
 
     def beside(self, file: str, number: int) -> tuple[int | None, int | None]:
         """Numbers of the pages with text before and after one."""

@@ -177,10 +177,12 @@ class Batcher:
         result = getattr(self._runtime, taken[0][0].kind)(ids, types, lengths)
         self._observe(len(ids), len(taken))
         by_token = taken[0][0].kind == "span_logits"
-        at = 0
+        parts, at = [], 0
         for call, a, b in taken:
             rows = sum(call.lengths[a:b]) if by_token else b - a
-            call.parts.append(result[at : at + rows].copy())  # a part must not keep the whole pass in memory
+            parts.append(result[at : at + rows].copy())  # a part must not keep the whole pass in memory
             at += rows
+        for (call, _, _), part in zip(taken, parts, strict=True):  # all or none: a pass that failed is computed again
+            call.parts.append(part)
             if call.taken == len(call.lengths):
                 call.finish()

@@ -146,7 +146,8 @@ class Library:
             with self.corpus.writer() as writer:
                 writer.remove(file.path)
                 writer.commit()
-            Path(file.path).unlink(missing_ok=True)
+                # before another process may look: what is stored and not indexed it would take for an addition
+                Path(file.path).unlink(missing_ok=True)
             self.corpus.reload()
 
     def page(self, number: str, page: int) -> tuple[Page, tuple[int | None, int | None]]:
@@ -178,7 +179,7 @@ class Library:
         return file
 
     def _is_upload(self, path: str) -> bool:
-        return Path(path).parent == self._uploads
+        return Path(path).parent == self._uploads and _OURS.match(Path(path).name) is not None
 
     def _entry(self, f: File) -> Entry:
         return Entry(f.id, self.name(f.path), f.size, f.pages, f.passages, f.notes, self._is_upload(f.path))

@@ -28,7 +28,7 @@ def parse_apart(name: str, content: bytes, suffix: str, *, wanted: Callable[[], 
         InputError: it cannot be read, or takes too long or too much memory.
         CancelledError: it is wanted no more.
     """
-    command = [sys.executable, "-m", "thinbert.serve.parse", name, suffix, str(SECONDS), str(MEMORY)]
+    command = [sys.executable, "-P", "-m", "thinbert.serve.parse", name, suffix, str(SECONDS), str(MEMORY)]
     latest = time.monotonic() + PATIENCE
     given: bytes | None = content
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:

@@ -22,6 +22,7 @@ from thinbert.serve.limits import Metrics
 
 _CHANGES = 4  # of the documents that are worked on at a time
 _SHORT = 0.005  # seconds: work that is done sooner does not keep others waiting longer than a pass would
+_SMALL = 8192  # bytes of a request that may be short
 _OVERHEAD = 500  # bytes whose reading takes as long as all that is done once for a request
 
 T = TypeVar("T")
@@ -64,8 +65,10 @@ class Server:
         self.metrics = Metrics()
         self._readers: dict[int, _Reader] = {}  # by the id of the model, which may go by several names
         for model in {id(m): m for m in self.models.values()}.values():
-            model.runtime = batcher = Batcher(model.runtime, observe=self.metrics.observe_pass)
-            self._readers[id(model)] = _Reader(batcher)
+            reader = self._readers[id(model)] = _Reader(
+                model, Batcher(model.runtime, observe=self.metrics.observe_pass)
+            )
+            model.runtime = reader.batcher
         # a thread for each, so that none stands behind another before it comes to the batcher, which takes from all
         self._pool = ThreadPoolExecutor(settings.max_waiting, thread_name_prefix="thinbert")
         # few: each may have a file in memory, and a process that reads it
@@ -117,17 +120,18 @@ class Server:
 
     async def _read(self, request: Request, work: Callable[[], T], reader: "_Reader") -> T:
         length = request.headers.get("content-length", "")
-        size = int(length) if length.isdigit() else None  # a body may come without; how long it is would be a guess
+        size = int(length) if length.isdigit() else _SMALL + 1  # a body may come without: it may be long
         await asyncio.sleep(0)  # those that came at the same moment are let in: together they are faster
-        alone = self.in_flight == 1
+        if size > _SMALL or self.in_flight > 1:
+            return await self._in_thread(request, work)
         started = time.perf_counter()
-        if alone and size is not None and reader.expected(size) < _SHORT and reader.batcher.idle:
-            result = work()
-        else:
-            result = await self._in_thread(request, work)
-        if alone and size is not None and self.in_flight == 1:
-            reader.learn(size, time.perf_counter() - started)
-        return result
+        try:
+            if reader.expected(size) < _SHORT and reader.batcher.idle:
+                return work()
+            return await self._in_thread(request, work)
+        finally:
+            if self.in_flight == 1:  # still alone
+                reader.learn(size, time.perf_counter() - started)
 
     async def _in_thread(self, request: Request, work: Callable[[], T], changes: bool = False) -> T:
         ticket = Ticket()
@@ -167,13 +171,14 @@ class Server:
             pool.shutdown(wait=True, cancel_futures=True)
         for reader in self._readers.values():
             reader.batcher.close()
+            reader.model.runtime = reader.engine  # a model outlives the server it was lent to
 
 
 class _Reader:
     """A model behind its batcher, and how long requests that came alone have taken it for each byte of their bodies."""
 
-    def __init__(self, batcher: Batcher) -> None:
-        self.batcher = batcher
+    def __init__(self, model: Model, batcher: Batcher) -> None:
+        self.model, self.engine, self.batcher = model, model.runtime, batcher
         self._pace = math.inf  # seconds a byte; nothing is known yet
 
     def expected(self, size: int) -> float:
