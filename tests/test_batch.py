@@ -51,6 +51,29 @@ def test_order_and_fields_are_kept(cli: Cli, tmp_path: Path) -> None:
     assert "is there already" in again.err
 
 
+def test_fields_that_are_named_as_ours(cli: Cli, tmp_path: Path) -> None:
+    """They are refused and left out, so that a table can be made of the rest, and an interrupted run goes on."""
+    rows = [{**records()[0], "prediction": 1}, records()[1], {**records()[2], "error": "x", "prediction_answer": "y"}]
+    source, out = write(tmp_path / "in.jsonl", [*rows, *records(200)]), tmp_path / "out.csv"
+    assert cli("batch", source, "-o", out).code == 0
+    with out.open(newline="") as file:
+        found = list(csv.DictReader(file))[:3]
+    assert [bool(row["prediction_answer"]) for row in found] == [False, True, False]
+    assert ["rename it" in row["error"] for row in found] == [True, False, True]
+    lines = tmp_path / "out.jsonl"
+    assert cli("batch", source, "-o", lines).code == 0
+    whole = lines.read_bytes()
+    again = tmp_path / "again.jsonl"
+    process = start(source, again)
+    wait_for(tmp_path / "again.jsonl.partial.json")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (tmp_path / "again.jsonl.partial").write_bytes(whole.splitlines(keepends=True)[0])
+    r = cli("batch", source, "-o", again)
+    assert r.code == 0, r.err
+    assert again.read_bytes() == whole
+
+
 def test_errors_stand_in_their_place(cli: Cli, tmp_path: Path) -> None:
     rows: list[Any] = [
         records()[0],

@@ -297,7 +297,7 @@ def _records(source: str, fields: Fields, model: Model, over_index: bool) -> Ite
                 raise InputError(f"has a field {taken[0]!r} already, which is where answers go; rename it")
             yield Record(raw, _asked(raw, fields, model, over_index))
         except InputError as e:
-            yield Record(raw, None, str(e))
+            yield Record({name: value for name, value in raw.items() if name not in taken}, None, str(e))
 
 
 def _asked(raw: Mapping[str, Any], fields: Fields, model: Model, over_index: bool) -> Any:

@@ -1,5 +1,6 @@
 """The application: its routes put together, what it says to faults, and what stands before it."""
 
+import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -91,6 +92,9 @@ def create_app(
 
     @app.exception_handler(StarletteHTTPException)
     async def failed(request: Request, e: StarletteHTTPException) -> JSONResponse:
+        if e.status_code == 400 and e.__cause__ is not None and "json" in request.headers.get("content-type", ""):
+            # what FastAPI says where it is not the grammar that fails, but the encoding, the depth or a number
+            return JSONResponse({"error": f"not JSON that can be read: {e.__cause__}"}, 422)
         return JSONResponse({"error": e.detail}, e.status_code, headers=e.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -98,7 +102,11 @@ def create_app(
         kind = request.headers.get("content-type", "")
         if e.body is not None and isinstance(e.body, bytes) and "json" not in kind:
             return JSONResponse({"error": f"Content-Type is {kind[:80] or 'missing'}; expected application/json"}, 422)
-        found = list({(f["field"], f["message"]): f for f in map(_fault, e.errors())}.values())[:_MOST_FAULTS]
+        found = list(
+            {
+                (f["field"], f["message"]): f for f in map(_fault, itertools.islice(e.errors(), 10 * _MOST_FAULTS))
+            }.values()
+        )[:_MOST_FAULTS]
         shown = "; ".join(f"{d['field'] or 'body'}: {d['message']}" for d in found[:5])
         return JSONResponse({"error": shown, "fields": found}, 422)
 

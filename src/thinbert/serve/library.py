@@ -115,7 +115,7 @@ class Library:
         document = parse_apart(tame, content, suffix, wanted=wanted)
         with self._change:
             known = self.corpus.file(id_of(str(path)))
-            if known is not None:
+            if known is not None and path.is_file():  # else it is stored again
                 return self._entry(known), False
             if not wanted():
                 raise CancelledError("the upload was withdrawn")

@@ -5,6 +5,7 @@ output.
 """
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -48,7 +49,9 @@ def parse_apart(name: str, content: bytes, suffix: str, *, wanted: Callable[[], 
     try:
         answer = json.loads(made)
     except ValueError:
-        raise InputError(f"{name}: takes more than {SECONDS} seconds or {MEMORY >> 30} GB to read; split it") from None
+        if child.returncode == -signal.SIGXCPU:
+            raise InputError(f"{name}: takes more than {SECONDS} seconds to read; split it") from None
+        raise InputError(f"{name}: its reader ended unexpectedly (status {child.returncode})") from None
     if "error" in answer:
         raise InputError(answer["error"])
     pages = tuple(
@@ -63,13 +66,15 @@ def main() -> None:
 
     name, suffix, *limits = sys.argv[1:]
     seconds, memory = map(int, limits)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))  # the first is told apart from other ends
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         document = parse_document(name, sys.stdin.buffer.read(), suffix)
         answer = {"pages": [asdict(p) for p in document.pages], "notes": document.notes}
     except InputError as e:
         answer = {"error": str(e)}
+    except MemoryError:
+        answer = {"error": f"{name}: takes more than {memory / (1 << 30):.1f} GB to read; split it"}
     sys.stdout.write(json.dumps(answer))
 
 

@@ -154,8 +154,10 @@ async function open(c, context, page = c.page) {
     if (!own) found = await call("GET", `/v1/documents/${c.document}/pages/${page}`);
     $("source-title").textContent = own ? "Pasted text" : `${c.file}, ${unit(c.file)} ${page}${found.label && found.label !== String(page) ? ` (${found.label})` : ""}`;
     const from = chars(found.text, c.start), to = chars(found.text, c.end);
-    $("page").replaceChildren(...(page === c.page
-      ? [found.text.slice(0, from), make("mark", { text: found.text.slice(from, to) }), found.text.slice(to)] : [found.text]));
+    const place = found.text.slice(from, to);
+    if (page !== c.page) $("page").replaceChildren(found.text);
+    else if (place === c.answer) $("page").replaceChildren(found.text.slice(0, from), make("mark", { text: place }), found.text.slice(to));
+    else $("page").replaceChildren(make("p", { class: "dim", text: "The page has changed since it was answered from; ask again to see the place." }), found.text);
   } catch (e) {
     $("page").replaceChildren(fault(e.message));
   }
