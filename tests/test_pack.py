@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models
 
 import tiny
+from thinbert import __version__
 from thinbert.api import Reference, load
 from thinbert.errors import ModelError
 from thinbert.model import reference
@@ -279,12 +280,30 @@ def test_a_portable_model_is_packed_once(
         caplog.clear()
         assert load(folder).answer("who", "the tower") == first
         assert caplog.records == []
-    (made,) = (tmp_path / "cache" / "packed-1").iterdir()
+    (made,) = (tmp_path / "cache" / f"packed-1-{__version__}").iterdir()
     assert {f.name for f in made.iterdir()} == {"config.json", "model.safetensors", "vocab.txt"}
     # other weights, another entry
     tiny.write_model(folder, config, tiny.bert_tensors(config, seed=5))
     load(folder)
-    assert len(list((tmp_path / "cache" / "packed-1").iterdir())) == 2
+    assert len(list(made.parent.iterdir())) == 2
+
+
+def test_a_damaged_entry_of_the_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THINBERT_CACHE", str(tmp_path / "cache"))
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    expected = load(folder).answer("who", "the tower")
+    (made,) = (tmp_path / "cache" / f"packed-1-{__version__}").iterdir()
+    whole = (made / "model.safetensors").read_bytes()
+    for harm in (
+        lambda: (made / "model.safetensors").write_bytes(whole[:1000]),
+        lambda: (made / "config.json").unlink(),
+        lambda: (made / "model.safetensors").unlink(),
+    ):
+        harm()
+        assert load(folder).answer("who", "the tower") == expected
+        assert (made / "model.safetensors").read_bytes() == whole
+        assert list(made.parent.iterdir()) == [made]
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

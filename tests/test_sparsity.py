@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import tiny
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint
 from thinbert.model.config import parse_config
+from thinbert.model.pack import pack
 from thinbert.model.sparsity import find_pattern, measure
 
 
@@ -142,6 +143,17 @@ def test_hybrid(tmp_path: Path) -> None:
     assert set(s["pattern"].split("+")) == {"rows", "columns", "32x32"}
 
 
+def test_embeddings_stored_as_blocks_are_counted_whole(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    tensors["bert.embeddings.position_embeddings.weight"][4:] = 0  # so many that packing stores the rest as blocks
+    portable = read_checkpoint(tiny.write_model(tmp_path / "m", config, tensors))
+    pack(portable, tmp_path / "packed")
+    packed = read_checkpoint(tmp_path / "packed")
+    assert "bert.embeddings.position_embeddings.weight_index" in packed.tensors
+    assert measure(packed).parameters_original == measure(portable).parameters_original
+
+
 def test_dead_heads_are_those_without_effect(tmp_path: Path) -> None:
     """Zero values or outputs kill a head; zero queries and keys leave it averaging its values."""
     config = tiny.bert_config()
@@ -192,7 +204,8 @@ def published(config: dict[str, Any], heads_gone: int, linear_density: float, po
             for part in ("weight", "bias"):
                 tensors[f"bert.encoder.layer.{i}.{norm}.{part}"] = np.ones(D, np.int8)
     ignored = {"bert.pooler.dense.weight": np.ones((D, D)), "bert.pooler.dense.bias": np.ones(D)} if pooler else {}
-    return Checkpoint("published", Path(), (), parsed, tensors, ignored, {}, has_span=True, has_classify=False)
+    all_shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return Checkpoint("published", Path(), (), parsed, tensors, ignored, all_shapes, has_span=True, has_classify=False)
 
 
 def test_published_block_sparse_base() -> None:

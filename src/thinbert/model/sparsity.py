@@ -6,6 +6,7 @@ layer (their weights, not their biases) and leaves the pooler out, which no ques
 `overall_density` covers every parameter of encoder and head, and the pooler where the file has one.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinbert.model.blocks import ENDINGS, to_dense
+from thinbert.model.blocks import to_dense
 from thinbert.model.checkpoint import Checkpoint
 from thinbert.model.families import FAMILIES
-from thinbert.model.quantize import SCALE_SUFFIX
 
 Mask = NDArray[np.bool_]  # True where a weight is kept
 
@@ -163,8 +163,7 @@ def _mask(checkpoint: Checkpoint, name: str) -> Mask:
 
 def _other_parameters(checkpoint: Checkpoint, linear: set[str]) -> int:
     """Parameters that are not pruned: embeddings, norms, biases, heads, and an unused pooler."""
-    bookkeeping = (SCALE_SUFFIX, *ENDINGS)
-    mine = sum(t.size for n, t in checkpoint.tensors.items() if n not in linear and not n.endswith(bookkeeping))
+    mine = sum(math.prod(shape) for n, shape in checkpoint.shapes.items() if n not in linear)
     pooler = sum(t.size for n, t in checkpoint.ignored.items() if "pooler." in n)
     return mine + pooler
 

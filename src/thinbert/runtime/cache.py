@@ -1,12 +1,15 @@
 """Models packed on their first use, kept in the user's cache by what they hold."""
 
+import errno
+import itertools
 import logging
 import os
-import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from thinbert import __version__
 from thinbert.errors import ModelError
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint, read_json
 from thinbert.model.config import PACKED_VERSION
@@ -32,22 +35,40 @@ def packed(checkpoint: Checkpoint) -> Checkpoint:
     """
     if is_packed(read_json(checkpoint.folder / "config.json")):
         return checkpoint
-    target = cache_folder() / f"packed-{PACKED_VERSION}" / checkpoint.sha256()
+    # by version too: another may pack otherwise
+    target = cache_folder() / f"packed-{PACKED_VERSION}-{__version__}" / checkpoint.sha256()
     try:
-        if not (target / "config.json").exists():
+        made = read_checkpoint(target) if target.exists() else None
+    except ModelError as e:
+        _log.info("%s", e)
+        made = None  # damaged, or half written: it is ours to make again
+    if made is None:
+        try:
             _log.info("packing %s into %s (once)", checkpoint.name, target)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # beside its place, then moved: two processes may pack at once, and the first to finish wins
-            with tempfile.TemporaryDirectory(dir=target.parent) as work:
-                pack(checkpoint, Path(work) / "model")
-                try:
-                    (Path(work) / "model").rename(target)
-                except OSError:
-                    if not (target / "config.json").exists():
-                        shutil.rmtree(target, ignore_errors=True)
-                        (Path(work) / "model").rename(target)
-    except OSError as e:
-        raise ModelError(
-            f"{target}: cannot be written: {e.strerror}; set {CACHE_VARIABLE}, or load with precision float32"
-        ) from e
-    return replace(read_checkpoint(target), name=checkpoint.name)
+            _make(checkpoint, target)
+        except OSError as e:
+            raise ModelError(
+                f"{target}: cannot be written: {e.strerror}; set {CACHE_VARIABLE}, or load with precision float32"
+            ) from e
+        made = read_checkpoint(target)
+    return replace(made, name=checkpoint.name)
+
+
+def _make(checkpoint: Checkpoint, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # beside its place, then moved: several processes may pack at once, and the first to finish wins
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        pack(checkpoint, Path(work) / "model")
+        for attempt in itertools.count():
+            try:
+                (Path(work) / "model").rename(target)
+                return
+            except OSError as e:
+                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            try:
+                read_checkpoint(target)
+                return
+            except ModelError:
+                with suppress(FileNotFoundError):
+                    target.rename(Path(work) / f"damaged{attempt}")
