@@ -12,6 +12,10 @@ import thinbert
 import tiny
 from conftest import Cli, real_data
 from thinbert.errors import InputError, ModelError
+from thinbert.model.blocks import ENDINGS, to_blocks
+from thinbert.model.checkpoint import read_checkpoint
+from thinbert.model.pack import pack
+from thinbert.model.quantize import SCALE_SUFFIX, quantize_rows
 from thinbert.tasks import classify, glue
 from thinbert.tasks.squad import Question, read_squad
 
@@ -68,15 +72,29 @@ def test_scores_are_what_the_problem_asks_for(tmp_path: Path, problem: str) -> N
     assert [o["score"] for o in ours] == pytest.approx([t["score"] for t in theirs], abs=1e-5)
 
 
+def test_a_packed_classifier_answers_as_the_portable_one(tmp_path: Path) -> None:
+    config = tiny.bert_config(id2label={"0": "a", "1": "b"})
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config, head="classify"))
+    pack(read_checkpoint(folder), tmp_path / "packed")
+    batch = tiny.ragged([7, 12])
+    np.testing.assert_array_equal(
+        thinbert.load(str(folder)).classify(*batch), thinbert.load(str(tmp_path / "packed")).classify(*batch)
+    )
+
+
 def test_a_classifier_stored_as_blocks(tmp_path: Path) -> None:
     """Its classes are counted by its rows, where the config does not name them."""
     config = tiny.bert_config(id2label=LABELS)
     tensors = tiny.bert_tensors(config, head="classify")
     tiny.prune(tensors, "classifier", 0.3, (1, 4))
     del config["id2label"]
-    folder = tiny.write_model(tmp_path / "m", config, tensors)
-    expected = thinbert.load(str(folder), precision="float32").classify(*tiny.ragged([7]))
-    found = thinbert.load(str(folder)).classify(*tiny.ragged([7]))
+    expected = thinbert.load(str(tiny.write_model(tmp_path / "m", config, tensors)), precision="float32").classify(
+        *tiny.ragged([7])
+    )
+    blocks = to_blocks(*quantize_rows(tensors.pop("classifier.weight")))
+    parts = (blocks.start, blocks.index, blocks.values, blocks.scale)
+    tensors |= {f"classifier.weight{e}": part for e, part in zip((*ENDINGS, SCALE_SUFFIX), parts, strict=True)}
+    found = thinbert.load(str(tiny.write_model(tmp_path / "blocks", config, tensors))).classify(*tiny.ragged([7]))
     np.testing.assert_allclose(found, expected, atol=0.1)
     assert found.shape == (1, 2)
 

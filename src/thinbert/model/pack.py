@@ -68,7 +68,9 @@ def pack(checkpoint: Checkpoint, out: Path) -> None:
         if f"{name}{SCALE_SUFFIX}" in tensors or name in tensors:
             continue  # a matrix or bias of a layer
         weight = checkpoint.array(name)
-        tensors |= _matrix(name, weight) if weight.ndim == 2 else {name: weight}
+        whole = weight.ndim == 1 or name.startswith((family.classify_hidden, family.classify_out))
+        # the head of classes is small, and computed in float32: a packed model answers as one that is packed on loading
+        tensors |= {name: weight} if whole else _matrix(name, weight)
 
     out.mkdir(parents=True, exist_ok=True)
     # first away and last written: a folder without it is no model, so a crash leaves none that is half one
