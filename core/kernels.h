@@ -75,7 +75,8 @@ struct Kernels {
                    const Rows& rows);
 
   // Per token: low = min(0, x), high = max(0, x) over the rows; scale = max(high - low, kSmallest) / 255 and
-  // zero = rint(-low / scale); q = min(rint(x / scale + zero), 255). Rows past the last, to a multiple of 4, are 0.
+  // zero = rint(-low / scale); q = min(rint(x / scale + zero), 255). Rows past the last, to a multiple of 4, are x = 0,
+  // which is the zero point: so they cancel against the weights' row sums, whatever padding the weights have.
   void (*quantize)(const float* x, int rows, int vectors, uint8_t* q, float* scale, int32_t* zero);
   // The same of activation(x), which replaces x.
   void (*activate_quantize)(Activation kind, float* x, int rows, int vectors, uint8_t* q, float* scale, int32_t* zero);
@@ -93,7 +94,7 @@ struct Kernels {
   void (*attend)(const AttentionInput& in, int vectors, int d, float* scratch, float* out, int out_stride);
 };
 
-// The table of an instruction set, or null where the processor lacks it.
+// The table of an instruction set. Who may use which: instruction_sets() in dispatch.h.
 const Kernels* generic_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512vnni_kernels();

@@ -64,10 +64,10 @@ class Checkpoint:
 
     def array(self, name: str) -> Array:
         """One tensor as float32. Raises ModelError where it is not finite."""
-        if name + INDEX in self.tensors:
-            return dequantize_rows(to_dense(self.blocks(name)), self.tensors[name + SCALE_SUFFIX])
-        stored = self.tensors[name]
-        if stored.dtype == np.int8:
+        stored = self.tensors.get(name)
+        if stored is None:
+            weight = dequantize_rows(to_dense(self.blocks(name)), self.tensors[name + SCALE_SUFFIX])
+        elif stored.dtype == np.int8:
             weight = dequantize_rows(stored, self.tensors[name + SCALE_SUFFIX])
         else:
             with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinity, caught below
