@@ -482,10 +482,25 @@ def test_the_tokenizer_config_overrides_the_tokenizer(tmp_path: Path, setting: b
     )
 
 
+def test_tokenizer_files_of_2020_do_not_name_their_model(tmp_path: Path) -> None:
+    """The published checkpoints have them."""
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    expected = load(folder).tokenizer("the tower").ids.tolist()
+    backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate(tiny.VOCABULARY)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    described = json.loads(backend.to_str())
+    del described["model"]["type"]
+    (folder / "vocab.txt").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    assert load(folder).tokenizer("the tower").ids.tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("tokenizer.json", "{", "not valid JSON"),
+        ("tokenizer.json", '{"model": {}}', "not a tokenizer"),
         ("tokenizer.json", "{}", r"its model is None; thinbert reads BERT's WordPiece \(WordPiece\)"),
         (
             "tokenizer.json",

@@ -136,11 +136,14 @@ def read_tokenizer(folder: Path, *, vocabulary: int) -> Tokenizer:
     whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
     if whole.is_file():
         described = read_json(whole)
+        if isinstance(described.get("model"), dict):
+            described["model"] = {"type": "WordPiece"} | described["model"]  # files of 2020 and 2021 do not say it
         for part, kinds in _PARTS.items():
-            kind = found.get("type") if isinstance(found := described.get(part), dict) else found
+            stored = described.get(part)
+            kind = stored.get("type") if isinstance(stored, dict) else stored
             if kind not in kinds:
                 raise ModelError(f"{whole}: its {part} is {quoted(kind)}; thinbert reads BERT's WordPiece ({kinds[0]})")
-        if described["normalizer"] is not None:
+        if described.get("normalizer") is not None:
             described["normalizer"] |= settings
         described |= {"post_processor": None, "decoder": None}  # which nobody needs
         try:
