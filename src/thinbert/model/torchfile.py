@@ -138,6 +138,12 @@ _NEVER_WRITTEN = {
 }
 
 
+def _check_names(keys: list[Any]) -> None:
+    """Raises where one is no name: Python's hash of what is nested deep enough ends the process."""
+    if not all(type(key) is str for key in keys):
+        raise _RefusedError("a dictionary with other keys than names")
+
+
 class _TensorUnpickler(pickle._Unpickler):
     """An unpickler whose whole vocabulary is _ALLOWED.
 
@@ -152,11 +158,11 @@ class _TensorUnpickler(pickle._Unpickler):
     }
 
     def load_setitem(self) -> None:
-        self._check_names(self.stack[-2:-1])
+        _check_names(self.stack[-2:-1])
         super().load_setitem()  # type: ignore[misc]
 
     def load_setitems(self) -> None:
-        self._check_names(self.stack[::2])  # since the mark
+        _check_names(self.stack[::2])  # since the mark
         super().load_setitems()  # type: ignore[misc]
 
     def load_build(self) -> None:
@@ -169,16 +175,11 @@ class _TensorUnpickler(pickle._Unpickler):
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.BUILD[0]] = load_build
 
-    @staticmethod
-    def _check_names(keys: list[Any]) -> None:
-        if not all(type(key) is str for key in keys):
-            raise _RefusedError("a dictionary with other keys than names")
-
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise _RefusedError(f"it asks for the Python object {quoted(f'{module}.{name}')[1:-1]}") from None
+            raise _RefusedError(f"it asks for the Python object {module:.50}.{name:.50}") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
         # ("storage", dtype, key, device, count[, view]) in both containers
@@ -236,13 +237,17 @@ def _read_flat(content: BinaryIO) -> dict[str, NDArray[Any]]:
     tensors = _state_dict(_unpickle(file))
     storages = _storages(tensors)
     keys = _unpickle(file)
-    if not isinstance(keys, list) or not all(type(key) is str for key in keys) or set(keys) != set(storages):
+    if isinstance(keys, list):
+        _check_names(keys)
+    if not isinstance(keys, list) or set(keys) != set(storages):
         raise _RefusedError("a list of buffers that does not match its tensors")
     buffers: dict[str, NDArray[Any]] = {}
     for key in keys:
         (count,) = struct.unpack("<q", file.read(8))
         if count != storages[key].count:
-            raise _RefusedError(f"buffer {key!r} of {count} values where its tensors expect {storages[key].count}")
+            raise _RefusedError(
+                f"buffer {quoted(key)} of {count} values where its tensors expect {storages[key].count}"
+            )
         buffers[key] = _buffer(file.read(count * to_numpy(storages[key].dtype).itemsize), storages[key])
     return _views(tensors, buffers)
 
@@ -264,7 +269,7 @@ def _storages(tensors: dict[str, _Tensor]) -> dict[str, _Storage]:
     storages: dict[str, _Storage] = {}
     for tensor in tensors.values():
         if storages.setdefault(tensor.storage.key, tensor.storage) != tensor.storage:
-            raise _RefusedError(f"buffer {tensor.storage.key!r} described in two ways")
+            raise _RefusedError(f"buffer {quoted(tensor.storage.key)} described in two ways")
     return storages
 
 
@@ -272,7 +277,7 @@ def _buffer(data: bytes, storage: _Storage) -> NDArray[Any]:
     dtype = to_numpy(storage.dtype)
     if len(data) != storage.count * dtype.itemsize:
         raise _RefusedError(
-            f"buffer {storage.key!r} of {len(data)} bytes where {storage.count} values of {storage.dtype} "
+            f"buffer {quoted(storage.key)} of {len(data)} bytes where {storage.count} values of {storage.dtype} "
             f"take {storage.count * dtype.itemsize}"
         )
     return np.frombuffer(data, dtype)
