@@ -1,7 +1,6 @@
 """Models packed on their first use, kept in the user's cache by what they hold."""
 
 import errno
-import itertools
 import logging
 import os
 import tempfile
@@ -38,37 +37,35 @@ def packed(checkpoint: Checkpoint) -> Checkpoint:
     # by version too: another may pack otherwise
     target = cache_folder() / f"packed-{PACKED_VERSION}-{__version__}" / checkpoint.sha256()
     try:
-        made = read_checkpoint(target) if target.exists() else None
-    except ModelError as e:
-        _log.info("%s", e)
-        made = None  # damaged, or half written: it is ours to make again
-    if made is None:
-        try:
-            _log.info("packing %s into %s (once)", checkpoint.name, target)
-            _make(checkpoint, target)
-        except OSError as e:
-            raise ModelError(
-                f"{target}: cannot be written: {e.strerror}; set {CACHE_VARIABLE}, or load with precision float32"
-            ) from e
-        made = read_checkpoint(target)
+        made = _kept(target) or _make(checkpoint, target)
+    except OSError as e:
+        raise ModelError(
+            f"{target}: cannot be written: {e.strerror}; set {CACHE_VARIABLE}, or load with precision float32"
+        ) from e
     return replace(made, name=checkpoint.name)
 
 
-def _make(checkpoint: Checkpoint, target: Path) -> None:
+def _kept(target: Path) -> Checkpoint | None:
+    """What is there, or None where it is nothing, or damaged."""
+    try:
+        return read_checkpoint(target) if target.exists() else None
+    except ModelError:
+        return None
+
+
+def _make(checkpoint: Checkpoint, target: Path) -> Checkpoint:
+    _log.info("packing %s into %s (once)", checkpoint.name, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     # beside its place, then moved: several processes may pack at once, and the first to finish wins
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         pack(checkpoint, Path(work) / "model")
-        for attempt in itertools.count():
+        while True:
             try:
                 (Path(work) / "model").rename(target)
-                return
             except OSError as e:
                 if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            try:
-                read_checkpoint(target)
-                return
-            except ModelError:
-                with suppress(FileNotFoundError):
-                    target.rename(Path(work) / f"damaged{attempt}")
+            if made := _kept(target):
+                return made
+            with suppress(FileNotFoundError):
+                target.rename(Path(tempfile.mkdtemp(dir=work)) / "damaged")
