@@ -147,7 +147,7 @@ def _document(name: str, content: Callable[[], bytes], suffix: str) -> Document:
         return _checked(name, READERS.get(suffix, read_text)(content()))
     except InputError as e:
         raise InputError(f"{name}: {e}") from None
-    except MemoryError:
+    except MemoryError:  # which says nothing of the file
         raise
     except Exception as e:  # readers stand on libraries, and files are hostile: one that breaks them is refused
         raise InputError(f"{name}: is damaged, or not what its name says ({type(e).__name__}: {e})") from None

@@ -8,7 +8,6 @@ last commit. Documents in it are of two kinds:
 """
 
 import hashlib
-import itertools
 import json
 import os
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import tantivy
 
 from thinbert.corpus.documents import MAX_MB, STDIN, Document, Report, content_of, find_files, parse_document
-from thinbert.corpus.pages import Page, passages
+from thinbert.corpus.pages import Page, passages, unlike
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import write_atomic
 
@@ -131,14 +130,11 @@ class Corpus:
     @staticmethod
     def in_memory(documents: Iterable[Document]) -> "Corpus":
         corpus = Corpus(tantivy.Index(_schema()), None)
-        names: set[str] = set()
+        taken: dict[str, int] = {}
         with corpus.writer() as writer:
             for document in documents:
                 # a name is what pages are found by: a second document of it gets another
-                others = (f"{document.name} ({n})" for n in itertools.count(2))
-                name = next(name for name in itertools.chain((document.name,), others) if name not in names)
-                names.add(name)
-                corpus.add(writer, replace(document, name=name))
+                corpus.add(writer, replace(document, name=unlike(document.name, taken)))
             writer.commit()
         corpus.reload()
         return corpus

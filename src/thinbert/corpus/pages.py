@@ -27,6 +27,20 @@ def is_text(value: object) -> TypeGuard[str]:
         return False
 
 
+def unlike(name: str, taken: dict[str, int]) -> str:
+    """The name, or where that is taken, the name with the next number that is free: the second `phone` is `phone (2)`.
+
+    Args:
+        taken: names given out, and the last number tried for each; this one is added.
+    """
+    given = name
+    while given in taken:
+        taken[name] += 1
+        given = f"{name} ({taken[name]})"
+    taken[given] = 1
+    return given
+
+
 @dataclass(frozen=True)
 class Page:
     """A page of a document, or its whole text, or one of its records."""

@@ -20,7 +20,7 @@ from html.parser import HTMLParser
 from typing import Any
 from xml.parsers import expat
 
-from thinbert.corpus.pages import Page
+from thinbert.corpus.pages import Page, unlike
 from thinbert.errors import InputError
 
 Reader = Callable[[bytes], "Read"]
@@ -482,13 +482,9 @@ def read_csv(content: bytes, delimiter: str | None = None) -> Read:
 
 
 def _unlike(names: list[str]) -> list[str]:
-    """Names of columns, so that no two are the same: the second `phone` is `phone (2)`."""
-    seen = Counter[str]()
-    found: list[str] = []
-    for name in names:
-        seen[name] += 1
-        found.append(name if seen[name] == 1 or not name else f"{name} ({seen[name]})")
-    return found
+    """Names of columns, so that no two are the same, but for those without one."""
+    taken: dict[str, int] = {}
+    return [unlike(name, taken) if name else name for name in names]
 
 
 def read_json(content: bytes) -> Read:
