@@ -77,12 +77,11 @@ def routes(server: Server) -> APIRouter:
         plain = [item.model_dump() if isinstance(item, BaseModel) else item for item in inputs]
         reads = model if not given else None  # windows that overlap by much take long for any text
         run: Callable[..., Any] = (QuestionAnsweringPipeline if answers else TextClassificationPipeline)(model)
+        results = await server.compute(request, lambda: run(plain, **given), reads=reads)
         if answers:
-            results = await server.compute(request, lambda: run(plain, **given), reads=reads)
             if isinstance(body.inputs, list) and len(inputs) == 1:
                 results = [results]
         else:
-            results = await server.compute(request, lambda: run(plain, **given), reads=reads)
             # one text gives a list of its classes, best first, as the inference API of Hugging Face did
             results = [r if isinstance(r, list) else [r] for r in results]
             results = results if isinstance(body.inputs, list) else results[0]
