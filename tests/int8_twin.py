@@ -67,6 +67,7 @@ def symmetric(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def exp2(x: np.ndarray) -> np.ndarray:
     """2^x for x <= 0 by a cubic in its fraction."""
+    x = np.maximum(x, f32(-126))
     n = np.floor(x)
     r = x - n
     p = fma(r, f32(0.07826797), f32(0.22630768))
@@ -81,6 +82,17 @@ def gelu(x: np.ndarray) -> None:
     for term in GELU[-2::-1]:
         p = fma(p, t, term)
     x *= fma(c, p, f32(0.5))
+
+
+def gelu_new(x: np.ndarray) -> None:
+    """In place: x sigmoid(2 u), where e = exp(-2 |u|)."""
+    u2 = f32(2.3022082) * x * fma(f32(0.044715), x * x, f32(1))
+    e = exp2(-np.abs(u2))
+    small = e / (1 + e)
+    x *= np.where(x > 0, 1 - small, small)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_new": gelu_new}
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -119,6 +131,6 @@ def hidden(checkpoint: Checkpoint, ids: np.ndarray, types: np.ndarray, lengths: 
             x + product(context, f"{stem['attention_output']}.weight", checkpoint),
         )
         inner = product(x, f"{stem['ffn_in']}.weight", checkpoint)
-        (gelu if config.activation == "gelu" else reference.ACTIVATIONS[config.activation])(inner)
+        ACTIVATIONS.get(config.activation, reference.ACTIVATIONS[config.activation])(inner)
         x = norm(checkpoint.norm(stem["ffn_norm"]), x + product(inner, f"{stem['ffn_out']}.weight", checkpoint))
     return x

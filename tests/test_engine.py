@@ -152,6 +152,36 @@ def test_scores_past_all_bounds(tmp_path: Path) -> None:
         assert np.mean(np.abs(got - expected).max(axis=1) < 1e-3 * np.abs(expected).max()) > 0.9
 
 
+@pytest.mark.parametrize("power", [-66, 40, 90])
+def test_scales_of_queries_and_keys_cancel(tmp_path: Path, power: int) -> None:
+    """Scaled by powers of two, nothing is rounded otherwise, however large or small they get."""
+    config = tiny.bert_config(num_hidden_layers=1)
+    tensors = tiny.bert_tensors(config)
+    ids, types, lengths = tiny.ragged([40, 3])
+    folder = tiny.write_model(tmp_path / "plain", config, tensors)
+    expected = Engine(read_checkpoint(folder)).hidden(ids, types, lengths)
+    for name, factor in (("query", 2.0**power), ("key", 2.0**-power)):
+        for part in ("weight", "bias"):
+            tensors[f"bert.encoder.layer.0.attention.self.{name}.{part}"] *= np.float32(factor)
+    checkpoint = read_checkpoint(tiny.write_model(tmp_path / "scaled", config, tensors))
+    for isa in ISAS:
+        np.testing.assert_array_equal(Engine(checkpoint, isa=isa).hidden(ids, types, lengths), expected, err_msg=isa)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_overflows_is_never_a_number(tmp_path: Path, activation: str) -> None:
+    """One token spoils all that attend to it, as in float arithmetic, and no other sequence."""
+    config = tiny.bert_config(hidden_act=activation)
+    tensors = tiny.bert_tensors(config)
+    ids, types, lengths = tiny.ragged([20, 3])
+    tensors["bert.embeddings.position_embeddings.weight"][3] = 3e38
+    checkpoint = read_checkpoint(tiny.write_model(tmp_path / "m", config, tensors))
+    assert np.isnan(Reference(checkpoint).first_tokens(ids, types, lengths)).any(axis=1).tolist() == [True, False]
+    for isa in ISAS:
+        first = Engine(checkpoint, isa=isa).first_tokens(ids, types, lengths)
+        assert np.isnan(first).any(axis=1).tolist() == [True, False], isa
+
+
 def test_very_many_short_sequences(tmp_path: Path) -> None:
     """More vectors than the square root of what an int holds."""
     config = tiny.bert_config(

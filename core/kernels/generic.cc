@@ -31,7 +31,8 @@ inline F div(const F& x, const F& y) { return each<F>([&](int i) { return x.lane
 inline F fma(const F& x, const F& y, const F& z) {
   return each<F>([&](int i) { return std::fma(x.lane[i], y.lane[i], z.lane[i]); });
 }
-// as the vector instructions do it: the second operand where neither is smaller
+// min, max and to_int as the vector instructions do them: the second operand unless the first is smaller, and the lowest
+// integer for what is no number or out of range
 inline F min(const F& x, const F& y) { return each<F>([&](int i) { return x.lane[i] < y.lane[i] ? x.lane[i] : y.lane[i]; }); }
 inline F max(const F& x, const F& y) { return each<F>([&](int i) { return x.lane[i] > y.lane[i] ? x.lane[i] : y.lane[i]; }); }
 inline F sqrt(const F& x) { return each<F>([&](int i) { return std::sqrt(x.lane[i]); }); }
@@ -52,7 +53,12 @@ inline I muli(const I& x, const I& y) { return each<I>([&](int i) { return s(u(x
 inline I andi(const I& x, const I& y) { return each<I>([&](int i) { return x.lane[i] & y.lane[i]; }); }
 inline I xori(const I& x, const I& y) { return each<I>([&](int i) { return x.lane[i] ^ y.lane[i]; }); }
 inline I shl(const I& x, int n) { return each<I>([&](int i) { return s(u(x.lane[i]) << n); }); }
-inline I to_int(const F& x) { return each<I>([&](int i) { return static_cast<int32_t>(std::nearbyintf(x.lane[i])); }); }
+inline I to_int(const F& x) {
+  return each<I>([&](int i) {
+    const float whole = std::nearbyintf(x.lane[i]);
+    return whole >= -0x1p31f && whole < 0x1p31f ? static_cast<int32_t>(whole) : INT32_MIN;
+  });
+}
 inline F to_float(const I& x) { return each<F>([&](int i) { return static_cast<float>(x.lane[i]); }); }
 inline I bits(const F& x) {
   I r;
