@@ -90,8 +90,11 @@ class PyEncoder {
     require(nb::len(tables) == 2 || nb::len(tables) == 3, "expected two or three tables");
     for (size_t i = 0; i < nb::len(tables); ++i) {
       const nb::tuple pair = nb::cast<nb::tuple>(tables[i]);
-      const auto values = nb::cast<Array<int8_t, 2>>(pair[0]);
-      const auto scale = nb::cast<Array<float, 1>>(pair[1]);
+      // a copy of another type would not be there when it is read
+      Array<int8_t, 2> values;
+      Array<float, 1> scale;
+      if (pair.size() != 2 || !nb::try_cast(pair[0], values, false) || !nb::try_cast(pair[1], scale, false))
+        throw nb::type_error("a table is int8 [rows, width] and float32 [rows], both contiguous");
       require(values.shape(1) == static_cast<size_t>(e_.width) && scale.shape(0) == values.shape(0), "table shape");
       *targets[i] = {values.data(), scale.data(), static_cast<int>(values.shape(0))};
     }
@@ -104,7 +107,9 @@ class PyEncoder {
                              Array<float, 1> w2, Array<float, 1> b2, int forced) {
     const int D = e_.width, A = heads * e_.head_size;
     const int shapes[6][2] = {{A, D}, {A, D}, {A, D}, {D, A}, {ffn, D}, {D, ffn}};
-    require(m.size() == 6, "a layer has six matrices");
+    require(m.size() == 6 && std::count(m.begin(), m.end(), nullptr) == 0, "a layer has six matrices");
+    require(heads >= 0 && ffn >= 0, "negative heads or ffn");
+    require(forced >= -1 && forced < 3, "no such form");
     Layer layer;
     Matrix* targets[] = {&layer.query, &layer.key, &layer.value, &layer.output, &layer.ffn_in, &layer.ffn_out};
     std::vector<int> forms;

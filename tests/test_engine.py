@@ -366,9 +366,32 @@ def test_head_sizes_the_engine_does_not_run(tmp_path: Path) -> None:
     assert load(folder, precision="float32").answer("who", "the tower")
 
 
-def test_bad_calls_are_refused(tiny_folder: Path) -> None:
-    runtime = load(tiny_folder).runtime
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_bad_calls_are_refused(tiny_folder: Path, precision: str) -> None:
+    model = load(tiny_folder, precision=precision)
     one = np.zeros(1, np.int32)
+    for arguments, message in (
+        ((one, np.zeros(2, np.int32), [1]), "1 token ids and 2 token types for lengths that sum to 1"),
+        ((one, one, [2]), "1 token ids and 1 token types for lengths that sum to 2; expected as many of each"),
+        ((one, one, [0, 1]), f"length 0; model {model.name} takes from 1 to 64"),
+        ((one, one, [-1, 2]), "length -1; .* takes from 1 to 64"),
+        ((np.zeros(65, np.int32), np.zeros(65, np.int32), [65]), "length 65; .* takes from 1 to 64"),
+        ((one + 10_000, one, [1]), "token id 10000; .* takes from 0 to "),
+        ((one - 1, one, [1]), "token id -1; "),
+        ((np.array([2**32]), one, [1]), "token id 4294967296; "),
+        ((one, one + 2, [1]), "token type 2; .* takes from 0 to 1"),
+        ((one + 0.5, one, [1]), r"token ids are float64 \[1\]; expected whole numbers in one dimension"),
+        ((one[None], one, [1]), r"token ids are int32 \[1, 1\]"),
+        ((one[:0], one[:0], []), r"token ids are int32 \[0\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model.forward(*arguments)
+
+
+def test_the_core_reads_nothing_out_of_bounds(tiny_folder: Path) -> None:
+    """Whatever it is given, by whomever."""
+    checkpoint = read_checkpoint(tiny_folder)
+    engine, one = Engine(checkpoint), np.zeros(1, np.int32)
     for arguments, message in (
         ((one, np.zeros(2, np.int32), [1]), "ids and types differ in length"),
         ((one, one, [2]), "lengths do not sum to the number of tokens"),
@@ -379,7 +402,25 @@ def test_bad_calls_are_refused(tiny_folder: Path) -> None:
         ((one, one + 2, [1]), "a token type out of range"),
     ):
         with pytest.raises(InputError, match=message):
-            runtime.span_logits(*arguments)
+            engine.span_logits(*arguments)
+    encoder = Encoder(ISAS[0], 1, 64, 32, 0, 1e-12, [1.0, 1.0, 1.0])
+    norm = np.ones(64, np.float32)
+    table = (np.zeros((8, 64), np.int8), np.ones(8, np.float32))
+    for bad in (table[0].astype(np.float32), np.zeros((8, 128), np.int8)[:, ::2]):
+        with pytest.raises(TypeError, match="int8"):
+            encoder.set_embeddings([table, (bad, table[1])], norm, norm)
+    with pytest.raises(ValueError, match="two or three tables"):
+        encoder.set_embeddings([table], norm, norm)
+    encoder.set_embeddings([table, table], norm, norm)
+    empty = Matrix(64, 64, np.zeros(65, np.uint32), np.zeros(0, np.uint16), np.zeros((0, 4), np.int8), norm, norm)
+    for matrices, form, message in (
+        ([empty] * 6, 3, "no such form"),
+        ([empty] * 5, 0, "a layer has six matrices"),
+        ([*[empty] * 5, None], 0, "a layer has six matrices"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoder.add_layer(2, 64, matrices, norm, norm, norm, norm, form)
+    assert encoder.add_layer(2, 64, [empty] * 6, norm, norm, norm, norm, 2) == [2] * 6
 
 
 def test_arrays_are_not_converted() -> None:

@@ -130,15 +130,16 @@ class Model:
             lengths: tokens of each sequence, special tokens included.
         Raises:
             ModelError: the model has no question-answering head.
+            InputError: these are no sequences of this model.
         """
         self.require_span_head()
-        return self.runtime.span_logits(token_ids, token_types, lengths)
+        return self.runtime.span_logits(*self._checked(token_ids, token_types, lengths))
 
     def classify(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         """Class logits [B, classes] of ragged sequences, arguments as in `forward`."""
         self.require_class_head()
         assert self._classify is not None
-        hidden = self.runtime.first_tokens(token_ids, token_types, lengths)
+        hidden = self.runtime.first_tokens(*self._checked(token_ids, token_types, lengths))
         with np.errstate(all="ignore"):  # what is not finite is reported next
             logits = reference.class_logits(self._classify, hidden)
         return self._finite(logits)
@@ -274,6 +275,27 @@ class Model:
             length = len(job.window.ids) if job.window else 0
             yield job, logits[at : at + length]
             at += length
+
+    def _checked(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> tuple[Ints, Ints, Sequence[int]]:
+        """The arguments of `forward`, as the runtimes take them."""
+        ids, types, sizes = (np.asarray(a) for a in (token_ids, token_types, lengths))
+        for name, a in (("token ids", ids), ("token types", types), ("lengths", sizes)):
+            if a.ndim != 1 or a.size == 0 or a.dtype.kind not in "iu":
+                raise InputError(f"{name} are {a.dtype} {list(a.shape)}; expected whole numbers in one dimension")
+        if not len(ids) == len(types) == sizes.sum():
+            raise InputError(
+                f"{len(ids)} token ids and {len(types)} token types for lengths that sum to {sizes.sum()}; "
+                "expected as many of each"
+            )
+        c = self.config
+        bounds = [("token id", ids, 0, c.vocabulary - 1), ("length", sizes, 1, c.positions)]
+        if c.token_types:  # a family without them reads none
+            bounds.append(("token type", types, 0, c.token_types - 1))
+        for name, a, least, most in bounds:
+            if a.min() < least or a.max() > most:
+                wrong = a[(a < least) | (a > most)][0]
+                raise InputError(f"{name} {wrong}; model {self.name} takes from {least} to {most}")
+        return ids.astype(np.int32, copy=False), types.astype(np.int32, copy=False), lengths
 
     def _finite(self, logits: Array) -> Array:
         if not np.isfinite(logits).all():
