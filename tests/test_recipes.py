@@ -18,8 +18,8 @@ import tiny
 from conftest import Cli
 from thinbert.compress import run, sources
 from thinbert.compress.recipe import Place, Recipe, built_in, read_recipe
-from thinbert.errors import Error, InputError
-from thinbert.model.checkpoint import read_checkpoint
+from thinbert.errors import Error, InputError, ModelError
+from thinbert.model.checkpoint import copy_files, read_checkpoint
 from thinbert.model.sparsity import measure
 from thinbert.model.tokenizer import read_tokenizer
 from thinbert.tasks.squad import read_squad
@@ -331,16 +331,26 @@ def test_one_run_at_a_time_in_a_folder(data: Path, base: Path, tmp_path: Path) -
     run.run(place_of(recipe, data, tmp_path / "run"))
 
 
-def test_killed_while_packing(data: Path, base: Path, tmp_path: Path) -> None:
+def test_killed_while_packing(data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A packed folder that was cut off is no reason to stop."""
     recipe = of_stages("pruning-comparison", base, ("teacher",))
     place = place_of(recipe, data, tmp_path / "run")
-    scores = run.run(place)
-    stage = tmp_path / "run" / "seed-0" / "teacher"
-    (stage / "scores.json").unlink()
-    (stage / "packed" / "config.json").unlink()
-    assert run.run(place) == scores
-    read_checkpoint(stage / "packed")
+
+    packed = tmp_path / "run" / "seed-0" / "teacher" / "packed"
+
+    def cut_off(source: Path, target: Path, names: tuple[str, ...]) -> None:
+        if target == packed:
+            raise KeyboardInterrupt
+        copy_files(source, target, names)
+
+    with monkeypatch.context() as changed:
+        changed.setattr("thinbert.model.pack.copy_files", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(place)
+    with pytest.raises(ModelError, match="was not packed to its end; pack the model into it again"):
+        read_checkpoint(packed)
+    run.run(place)
+    read_checkpoint(packed)
 
 
 def test_made_once_for_all_seeds(data: Path, base: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import json
 import math
 import platform
 import resource
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -301,7 +300,6 @@ def _finish(
     if stage.task == "mlm":
         found |= quick()
     else:
-        shutil.rmtree(folder / "packed", ignore_errors=True)  # what a process killed while packing left
         pack(read_checkpoint(written.folder), folder / "packed")
         folders.append(folder / "packed")
         found |= scores.of_folders(place, stage, written, folder / "packed")

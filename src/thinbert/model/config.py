@@ -12,6 +12,7 @@ from thinbert.model.families import FAMILIES
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 NORMS = ("layer_norm", "no_norm")
 PACKED_VERSION = 1  # of the packed format, see thinbert.model.pack
+UNFINISHED = "unfinished"  # stands for the version while a folder is being packed
 
 _NORM_EPS = 1e-12  # where the config says nothing, and always in DistilBERT
 
@@ -95,6 +96,8 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
     if not isinstance(own, Mapping):
         raise ModelError(f"{where}: the thinbert block is {type(own).__name__}; expected an object")
     packed = own.get("packed", PACKED_VERSION)
+    if packed == UNFINISHED:
+        raise ModelError(f"{where}: was not packed to its end; pack the model into it again")
     if packed != PACKED_VERSION:
         raise ModelError(
             f"{where}: packed with version {quoted(packed)} of the format; this thinbert reads version {PACKED_VERSION}"

@@ -21,7 +21,7 @@ from thinbert.model.checkpoint import (
     write_safetensors,
 )
 from thinbert.model.compact import Compacted, compact
-from thinbert.model.config import PACKED_VERSION
+from thinbert.model.config import PACKED_VERSION, UNFINISHED
 from thinbert.model.families import FAMILIES, Family
 from thinbert.model.quantize import SCALE_SUFFIX, quantize_rows
 from thinbert.model.weights import Linear
@@ -72,13 +72,17 @@ def pack(checkpoint: Checkpoint, out: Path) -> None:
         # the head of classes is small, and computed in float32: a packed model answers as one that is packed on loading
         tensors |= {name: weight} if whole else _matrix(name, weight)
 
+    described = _config(read_json(checkpoint.folder / "config.json"), compacted, family)
+
+    def describe(version: int | str) -> None:
+        described["thinbert"]["packed"] = version
+        write_atomic(out / "config.json", (json.dumps(described, indent=2) + "\n").encode())
+
     out.mkdir(parents=True, exist_ok=True)
-    # first away and last written: a folder without it is no model, so a crash leaves none that is half one
-    (out / "config.json").unlink(missing_ok=True)
+    describe(UNFINISHED)  # so that what a crash leaves is no model, and may be packed into again
     write_safetensors(out / "model.safetensors", tensors, {"format": f"thinbert-packed-{PACKED_VERSION}"})
     copy_files(checkpoint.folder, out, (*TOKENIZER_FILES, TRAINING_FILE))
-    described = _config(read_json(checkpoint.folder / "config.json"), compacted, family)
-    write_atomic(out / "config.json", (json.dumps(described, indent=2) + "\n").encode())
+    describe(PACKED_VERSION)
     read_checkpoint(out)  # what was written must pass the same checks as anything from outside
 
 
@@ -108,5 +112,5 @@ def _config(raw: dict[str, Any], compacted: Compacted, family: Family) -> dict[s
             pruned[str(i)] = [h for h in all_heads if h not in alive]
     described["pruned_heads"] = pruned
     ffn = [int(np.count_nonzero(kept)) for kept in compacted.neurons]
-    described["thinbert"] = {**raw.get("thinbert", {}), "packed": PACKED_VERSION, "ffn": ffn}
+    described["thinbert"] = {**raw.get("thinbert", {}), "ffn": ffn}
     return described
