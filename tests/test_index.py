@@ -186,13 +186,13 @@ def test_a_full_disk_is_said(docs: Path, tmp_path: Path) -> None:
         import resource, signal
         from pathlib import Path
         from thinbert.corpus.index import Corpus
-        from thinbert.errors import InputError
+        from thinbert.errors import StorageError
         corpus = Corpus.create(Path({str(tmp_path / "index")!r}))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
         try:
             corpus.update([{str(docs)!r}])
-        except InputError as e:
+        except StorageError as e:
             print(e)
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)

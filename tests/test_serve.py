@@ -1,6 +1,7 @@
 """The server: every route, every limit, clients of others unmodified, and what happens when things go wrong."""
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,42 @@ def test_an_upload_whose_file_is_lost_can_be_sent_again(tmp_path: Path) -> None:
     assert [e.id for e in library.entries()] == [entry.id]
 
 
+@pytest.mark.parametrize("full", ["thinbert.serve.library.write_atomic", "starlette.datastructures.UploadFile.write"])
+def test_a_full_disk(client: TestClient, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
+    """Wherever it is noticed: nothing is kept, and later uploads are."""
+
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sent = {"files": ("a.txt", CONTEXT.encode())}
+    with monkeypatch.context() as changed:
+        changed.setattr(full, write)
+        r = client.post("/v1/documents", files=sent)
+    assert r.status_code == 507
+    assert "No space left on device" in r.json()["error"]
+    assert client.get("/v1/documents").json() == []
+    assert client.post("/v1/documents", files=sent).status_code == 201
+
+
+def test_files_that_changed_are_named(client: TestClient, tmp_path: Path) -> None:
+    sent = [("files", (name, f"{CONTEXT} {name}".encode())) for name in ("a.txt", "b.txt")]
+    first = client.post("/v1/documents", files=sent).json()["added"][0]["id"]
+    assert client.post("/v1/ask", json={"question": QUESTION}).json()["stale"] == []
+    next((tmp_path / "uploads").glob("*-a.txt")).write_text("Other words.")
+    found = client.post("/v1/ask", json={"question": QUESTION, "top_k": 5}).json()
+    assert found["stale"] == [first]
+
+
+def test_faults_of_our_own_say_nothing_else(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("secret")
+
+    monkeypatch.setattr(Library, "entries", fail)
+    quiet = TestClient(client.app, raise_server_exceptions=False)
+    r = quiet.get("/v1/documents")
+    assert (r.status_code, r.json()) == (500, {"error": "a fault of the server's own; its log says more"})
+
+
 def test_uploads_are_not_read_by_programs_that_lie_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "csv.py").write_text("open('ran', 'w')")
     monkeypatch.chdir(tmp_path)
@@ -278,11 +315,13 @@ def test_uploads_are_not_read_by_programs_that_lie_about(tmp_path: Path, monkeyp
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("limits", [{"SECONDS": 1}, {"MEMORY": 1 << 20}])
+@pytest.mark.parametrize("limits", [{"SECONDS": 1}, {"MEMORY": 80 << 20}])
 def test_hostile_uploads_end(client: TestClient, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]) -> None:
     for name, value in limits.items():
         monkeypatch.setattr(f"thinbert.serve.parse.{name}", value)
     monkeypatch.setattr("thinbert.serve.parse.PATIENCE", 100)  # what ends it is the limit of the process itself
+    small = client.post("/v1/documents", files={"files": ("small.html", b"<p>x")})
+    assert small.status_code == 201  # it is not Python that the limits end
     begun = time.perf_counter()
     r = client.post("/v1/documents", files={"files": ("slow.html", b"<p>x" * 3_000_000)})
     assert r.status_code == 422
@@ -743,6 +782,44 @@ def test_a_body_that_does_not_come(tmp_path: Path) -> None:
     assert answer.startswith("HTTP/1.1 408 ")
     assert "did not come within 1 seconds" in answer
     assert server.stop() == 0
+
+
+def test_a_body_that_comes_by_drops(tmp_path: Path) -> None:
+    """No piece of it is late, and it would take a day."""
+    server = Running(tmp_path, "--timeout", "1")
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 90000\r\n\r\n{"
+    )
+    begun = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=0.25) as s:
+        s.sendall(head.encode())
+        answer = b""
+        while not answer and time.perf_counter() - begun < 20:
+            try:
+                answer = s.recv(1000)
+            except TimeoutError:
+                s.sendall(b" ")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert time.perf_counter() - begun < 5
+    assert server.stop() == 0
+
+
+def test_uploads_at_a_time(server: Running) -> None:
+    head = "POST /v1/documents HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    with ExitStack() as stack:
+        for _ in range(8):
+            s = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            s.sendall(head.encode())
+        time.sleep(0.5)
+        sent = {"files": ("a.txt", CONTEXT.encode())}
+        r = httpx.post(f"{server.url}/v1/documents", files=sent)
+        assert (r.status_code, r.json()["error"]) == (429, "8 uploads are under way; try again")
+        assert r.headers["retry-after"] == "1"
+        # questions are still answered
+        assert post(f"{server.url}/predict", {"question": QUESTION, "context": CONTEXT})["answer"] == ANSWER
+    time.sleep(0.5)
+    assert httpx.post(f"{server.url}/v1/documents", files=sent).status_code == 201
 
 
 def test_killed_while_uploading(tmp_path: Path) -> None:

@@ -21,5 +21,9 @@ class InputError(Error, ValueError):
     """Text, data or an argument given by the caller cannot be used. Also a ValueError, as Python programs expect."""
 
 
+class StorageError(Error):
+    """What is to be kept cannot be written: a full disk, a folder that may not be changed."""
+
+
 class CancelledError(Error):
     """Nobody waits for this any more."""

@@ -21,7 +21,7 @@ import tantivy
 
 from thinbert.corpus.documents import MAX_MB, STDIN, Document, Report, content_of, find_files, parse_document
 from thinbert.corpus.pages import Page, passages, unlike
-from thinbert.errors import InputError
+from thinbert.errors import InputError, StorageError
 from thinbert.model.checkpoint import write_atomic
 
 _FORMAT = 2  # of the fields below; an index of another format is made anew by the user
@@ -173,7 +173,7 @@ class Corpus:
             index = tantivy.Index(_schema(), path=str(folder))
             write_atomic(folder / _MARKER, (json.dumps({"format": _FORMAT}) + "\n").encode())
         except OSError as e:
-            raise InputError(f"{folder}: cannot be written: {e.strerror or e}") from e
+            raise StorageError(f"{folder}: cannot be written: {e.strerror or e}") from e
         return Corpus(index, folder)
 
     # --- changing it --------------------------------------------------------------------------------------------------
@@ -503,7 +503,7 @@ class Writer:
                 raise BusyError(
                     f"{folder}: another process is writing to this index; wait for it. Reading goes on meanwhile"
                 ) from None
-            raise InputError(f"{folder}: cannot be written: {e}") from None
+            raise StorageError(f"{folder}: cannot be written: {e}") from None
 
     def add(self, **values: Any) -> None:
         with self._telling():
@@ -528,7 +528,7 @@ class Writer:
         try:
             yield
         except (ValueError, OSError) as e:
-            raise InputError(
+            raise StorageError(
                 f"{self._folder}: cannot be written: {e}; the index is as it was when it was last made safe"
             ) from None
 

@@ -45,8 +45,10 @@ _REFUSALS = {
     413: "Larger than this server takes",
     422: "Cannot be read, or not by this model",
     429: "Too many requests wait; try again",
+    500: "A fault of the server's own, which its log describes",
     503: "The server is closing, or another process writes to the index; try again",
     504: "Not done in time",
+    507: "The disk is full, or may not be written",
 }
 
 
@@ -94,6 +96,8 @@ def create_app(
         if e.status_code == 400 and e.__cause__ is not None and "json" in request.headers.get("content-type", ""):
             # what FastAPI says where it is not the grammar that fails, but the encoding, the depth or a number
             return JSONResponse({"error": f"not JSON that can be read: {e.__cause__}"}, 422)
+        if e.status_code == 400 and isinstance(e.__cause__, OSError):  # of a form whose files are laid on the disk
+            return JSONResponse({"error": f"the upload cannot be kept: {e.__cause__.strerror}"}, 507)
         return JSONResponse({"error": e.detail}, e.status_code, headers=e.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -109,14 +113,18 @@ def create_app(
     async def refused(request: Request, e: Error) -> JSONResponse:
         return JSONResponse({"error": str(e)}, 422)
 
+    @app.exception_handler(Exception)
+    async def broke(request: Request, e: Exception) -> JSONResponse:
+        return JSONResponse({"error": "a fault of the server's own; its log says more"}, 500)
+
     app.add_middleware(
         Guard,
         metrics=server.metrics,
         known=lambda path: path in app.openapi()["paths"],
         keys=settings.keys,
-        max_body=lambda path: int(
-            1e6 * (settings.max_upload_mb if path == "/v1/documents" else settings.max_body_mb) + 4096
-        ),
+        max_body=_bytes(settings.max_body_mb),
+        uploads="/v1/documents",
+        max_upload=_bytes(settings.max_upload_mb),
         patience=settings.timeout,
         hosts=settings.hosts,
         origins=settings.origins,
@@ -127,6 +135,10 @@ def create_app(
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
         )
     return app
+
+
+def _bytes(megabytes: float) -> int:
+    return int(1e6 * megabytes) + 4096  # of what stands around a text or file
 
 
 def _fault(error: Mapping[str, Any]) -> dict[str, str]:

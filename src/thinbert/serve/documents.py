@@ -40,13 +40,16 @@ def routes(server: Server) -> APIRouter:
         model = server.model(None, answers=True)
         own = None if body.context is not None else library()
 
-        def work() -> Found:
+        def work() -> dict[str, Any]:
             corpus = Corpus.in_memory([text_document("context", body.context or "")]) if own is None else own.corpus
-            return ask(model, body.question, corpus, top_k=body.top_k, passages=body.passages, threshold=body.threshold)
+            found = ask(
+                model, body.question, corpus, top_k=body.top_k, passages=body.passages, threshold=body.threshold
+            )
+            return _found(found, own)
 
         started = time.perf_counter()  # the loop's own clock steps by milliseconds
         found = await server.compute(request, work)
-        answer = _found(found, own) | {"seconds": round(time.perf_counter() - started, 5)}
+        answer = found | {"seconds": round(time.perf_counter() - started, 5)}
         server.note(request, asked=body.model_dump(), answered=answer["answer"])
         return answer
 
@@ -124,6 +127,8 @@ def _found(found: Found, library: Library | None) -> dict[str, Any]:
             return {**p.fields(), "document": None}
         return {**p.fields(), "file": library.name(p.file), "document": id_of(p.file)}
 
+    cited = {c.place.file for c in found.citations}
+    stale = [id_of(path) for path in library.corpus.stale(cited)] if library is not None else []
     return {
         "answer": found.citations[0].text if found.citations else None,
         "score": found.citations[0].score if found.citations else None,
@@ -132,4 +137,5 @@ def _found(found: Found, library: Library | None) -> dict[str, Any]:
         "citations": [c.fields(place) for c in found.citations],
         "rejected": found.rejected.fields(place) if found.rejected else None,
         "passages_read": found.read,
+        "stale": stale,  # of the cited files: those that have changed since, or are gone
     }

@@ -17,7 +17,7 @@ from thinbert.corpus.documents import Document
 from thinbert.corpus.index import BusyError, Corpus, File, Writer, absolute, id_of
 from thinbert.corpus.pages import Page
 from thinbert.corpus.readers import READERS
-from thinbert.errors import CancelledError, InputError
+from thinbert.errors import CancelledError, InputError, StorageError
 from thinbert.model.checkpoint import write_atomic
 from thinbert.serve.parse import parse_apart
 
@@ -56,7 +56,7 @@ class Library:
         try:
             self._uploads.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise InputError(f"{uploads}: cannot be made: {e.strerror}") from e
+            raise StorageError(f"{uploads}: cannot be made: {e.strerror}") from e
         self._change = threading.Lock()
         self._tidy()
 
@@ -105,6 +105,7 @@ class Library:
             the entry, and whether it is new.
         Raises:
             InputError: the file is of no kind that is read, or cannot be; nothing is kept of it.
+            StorageError: there is no room for it; likewise.
             BusyError: another process is writing to the index; neither is then.
         """
         tame = _tame(name)
@@ -127,7 +128,7 @@ class Library:
                 except BaseException as e:
                     path.unlink(missing_ok=True)
                     if isinstance(e, OSError):
-                        raise InputError(f"{tame}: cannot be stored: {e.strerror}") from e
+                        raise StorageError(f"{tame}: cannot be stored: {e.strerror}") from e
                     raise
             self.corpus.reload()
             return self._entry(about), True

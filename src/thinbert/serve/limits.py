@@ -65,13 +65,18 @@ class Metrics:
         self.pass_calls.observe(calls)
 
 
+_UPLOADS = 8  # at a time: each may lie on the disk once more, until it is done
+_SLOWEST = 20_000  # bytes a second
+
+
 class Guard:
-    """Around the whole application: answers 401, 403, 408 and 413 itself, adds headers, counts and logs all.
+    """Around the whole application: answers 401, 403, 408, 413 and 429 itself, adds headers, counts and logs all.
 
     Args:
         known: whether a path is a route's; requests that are refused before they reach one are counted by it.
-        max_body: bytes that a path takes.
-        patience: seconds that the next piece of a body may take.
+        max_body: bytes that a request may have.
+        uploads: the path that takes files; a few at a time, each of `max_upload` bytes.
+        patience: seconds that the next piece of a body may take, and all of it but what comes at _SLOWEST.
     """
 
     def __init__(
@@ -83,12 +88,15 @@ class Guard:
         keys: Sequence[str] = (),
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
-        max_body: Callable[[str], int] = lambda path: 1 << 20,
+        max_body: int,
+        uploads: str,
+        max_upload: int,
         patience: float = 30.0,
         log: bool = True,
     ) -> None:
         self._app, self._metrics, self._known, self._log = app, metrics, known, log
         self._max_body, self._patience = max_body, patience
+        self._uploads, self._max_upload, self._uploading = uploads, max_upload, 0
         self._keys = [k.encode() for k in keys]
         self._hosts, self._origins = tuple(hosts), tuple(origins)
 
@@ -107,7 +115,8 @@ class Guard:
                 message["headers"] = [*message["headers"], *((n, v) for n, v in _HEADERS if n not in names)]
             await send(message)
 
-        limit = self._max_body(scope["path"])
+        upload = scope["method"] == "POST" and scope["path"] == self._uploads
+        limit = self._max_upload if upload else self._max_body
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
             if (fault := self._foreign(scope, headers)) is not None:
@@ -117,8 +126,15 @@ class Guard:
                 await _answer(sending, 401, "a key is needed: send Authorization: Bearer KEY, or X-API-Key: KEY", extra)
             elif (length := headers.get(b"content-length", b"0")).isdigit() and int(length) > limit:
                 await _answer(sending, 413, _too_large(limit))
+            elif upload and self._uploading >= _UPLOADS:
+                extra = [(b"retry-after", b"1"), (b"connection", b"close")]
+                await _answer(sending, 429, f"{_UPLOADS} uploads are under way; try again", extra)
             else:
-                await self._with_body(scope, receive, sending, limit)
+                self._uploading += upload
+                try:
+                    await self._with_body(scope, receive, sending, limit)
+                finally:
+                    self._uploading -= upload
         finally:
             path = scope["path"]
             route = getattr(scope.get("route"), "path", None) or (path if self._known(path) else "other")
@@ -133,6 +149,8 @@ class Guard:
     async def _with_body(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         """Passes a body on until it is larger than it may be (a length may be missing, or a lie), or does not come."""
         read, whole, begun = 0, False, False
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         broken: _BrokenBodyError | None = None
 
         async def receiving() -> Message:
@@ -140,7 +158,8 @@ class Guard:
             if whole:  # what comes now is that the client goes
                 return await receive()
             try:
-                async with asyncio.timeout(self._patience):
+                last = min(loop.time(), started + read / _SLOWEST) + self._patience
+                async with asyncio.timeout_at(last):
                     message = await receive()
             except TimeoutError:
                 seconds = f"{self._patience:g} seconds"

@@ -70,12 +70,16 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         document = parse_document(name, sys.stdin.buffer.read(), suffix)
-        answer = {"pages": [asdict(p) for p in document.pages], "notes": document.notes}
+        answer = _said(pages=[asdict(p) for p in document.pages], notes=document.notes)
     except InputError as e:
-        answer = {"error": str(e)}
+        answer = _said(error=str(e))
     except MemoryError:
-        answer = {"error": f"{name}: takes more than {memory / (1 << 30):.1f} GB to read; split it"}
-    sys.stdout.write(json.dumps(answer))
+        answer = _said(error=f"{name}: takes more than {memory / (1 << 30):.1f} GB to read; split it")
+    sys.stdout.buffer.write(answer)
+
+
+def _said(**what: object) -> bytes:
+    return json.dumps(what).encode()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from thinbert.api import Model
 from thinbert.corpus.index import BusyError
-from thinbert.errors import CancelledError, InputError
+from thinbert.errors import CancelledError, InputError, StorageError
 from thinbert.serve.batching import Batcher, Ticket, current_ticket
 from thinbert.serve.library import Library, UnknownDocumentError
 from thinbert.serve.limits import Metrics
@@ -113,8 +113,8 @@ class Server:
                 nothing else is in flight, no thread is changed for it: the loop does it.
             changes: the work changes the documents; it has threads of its own, and four times as long.
 
-        Raises HTTPException: 429, 503, 504 or (seen by nobody) 499; 404 where the work finds no such document, and 422
-        where it refuses its input.
+        Raises HTTPException: 429, 503, 504 or (seen by nobody) 499; 404 where the work finds no such document, 422
+        where it refuses its input, and 507 where the disk does.
         """
         if self.in_flight >= self.settings.max_waiting:
             raise HTTPException(429, "too many requests wait; try again", headers={"Retry-After": "1"})
@@ -212,7 +212,9 @@ def _as_http() -> Iterator[None]:
         raise HTTPException(503, str(e), headers={"Retry-After": "1"}) from None
     except UnknownDocumentError as e:
         raise HTTPException(404, str(e)) from None
-    except (InputError, ValueError) as e:
+    except StorageError as e:
+        raise HTTPException(507, str(e)) from None
+    except InputError as e:
         raise HTTPException(422, str(e)) from None
 
 

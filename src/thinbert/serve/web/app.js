@@ -105,6 +105,7 @@ function answers(found, context, milliseconds) {
       ? [make("h2", { text: "Nearest candidate, rejected" }), citation(found.rejected, context, true)] : [];
     return [none, ...nearest, timing];
   }
+  for (const c of found.citations) c.stale = found.stale.includes(c.document);
   const best = found.citations[0];
   const others = found.citations.slice(1).filter((c) => c.score >= 0.01); // less is noise
   const rest = others.length
@@ -132,6 +133,7 @@ function citation(c, context, small) {
     make("div", { class: "place" },
       make("span", {}, make("meter", { min: 0, max: 1, value: c.score, "aria-label": "score" }), ` ${percent(c.score)}`),
       make("span", { text: `${place}${c.heading ? ` · ${c.heading}` : ""}${also}` }),
+      ...(c.stale ? [make("span", { class: "dim", text: "changed or gone since it was indexed" })] : []),
       make("button", { type: "button", text: "Show in place", onclick: () => open(c, context) })));
 }
 
