@@ -181,7 +181,7 @@ def _from_vocab(vocab: Path, settings: dict[str, Any]) -> HFTokenizer:
     except OSError as e:
         raise ModelError(f"{vocab}: cannot be read: {e.strerror}") from e
     # the line number is the token's number, so only what follows the last newline may be dropped
-    tokens = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    tokens = lines[:-1] if lines[-1] == "" else lines
     if "[UNK]" not in tokens:
         raise ModelError(f"{vocab}: no [UNK] among {len(tokens)} tokens; expected one WordPiece token a line")
     backend = HFTokenizer(models.WordPiece({t: i for i, t in enumerate(tokens)}, unk_token="[UNK]"))
