@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import models
+from tokenizers import models, normalizers, pre_tokenizers
 
 import tiny
 from thinbert import __version__
 from thinbert.api import Reference, load
-from thinbert.errors import ModelError
+from thinbert.errors import Error, ModelError
 from thinbert.model import reference
 from thinbert.model.blocks import fault, to_blocks, to_dense
 from thinbert.model.checkpoint import read_checkpoint
@@ -255,6 +256,65 @@ def test_truncated_packed_files(packed_folder: Path, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(ModelError, match="not a whole safetensors file"):
         load(packed_folder)
+
+
+@pytest.fixture(scope="module")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, bytes]]:
+    """What a portable and a packed folder hold, both with a tokenizer.json."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = tiny.bert_config(num_hidden_layers=1)
+    tensors = tiny.bert_tensors(config)
+    for seed, stem in enumerate(tiny.linear_stems(config)):
+        tiny.prune(tensors, stem, 0.2, (1, 4), seed)
+    tiny.write_model(folder / "portable", config, tensors)
+    backend = HFTokenizer(models.WordPiece({t: i for i, t in enumerate(tiny.VOCABULARY)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    backend.save(str(folder / "portable" / "tokenizer.json"))
+    pack(read_checkpoint(folder / "portable"), folder / "packed")
+    return [{f.name: f.read_bytes() for f in (folder / kind).iterdir()} for kind in ("portable", "packed")]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def places(value: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Ways to everything inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [way for key, v in inside for way in ((*here, key), *places(v, (*here, key)))]
+
+
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_no_change_of_a_file_escapes(model_files: list[dict[str, bytes]], data: st.DataObject) -> None:
+    """Whatever is changed in a folder, it answers with numbers or is refused by an error of ours."""
+    files = dict(data.draw(st.sampled_from(model_files)))
+    name = data.draw(st.sampled_from(["config.json", "tokenizer.json", "model.safetensors"]))
+    if name.endswith(".json") and data.draw(st.booleans()):
+        described = json.loads(files[name])
+        *way, last = data.draw(st.sampled_from(places(described)))
+        inside = described
+        for key in way:
+            inside = inside[key]
+        inside[last] = data.draw(JSON)
+        files[name] = json.dumps(described).encode()
+    else:
+        content = bytearray(files[name])
+        header = 4000 if name == "model.safetensors" else len(content)  # the rest of it is weights, all alike
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+        files[name] = bytes(content)
+    with tempfile.TemporaryDirectory() as folder:
+        for each, stored in files.items():
+            (Path(folder) / each).write_bytes(stored)
+        try:
+            answer = load(folder, threads=1).answer("who built the tower", "the tower was built by anna")
+        except Error:
+            return
+    assert answer is None or 0 <= answer.score <= 1
 
 
 def test_other_versions_are_refused(packed_folder: Path) -> None:
