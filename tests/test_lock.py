@@ -46,6 +46,15 @@ def test_zeros_stay_and_the_rest_moves(optimizer: type[torch.optim.Optimizer]) -
     assert bool((model[0].weight[before["0.weight"] == 0] != 0).any())  # type: ignore[index, operator]
 
 
+def test_parameters_that_are_replaced_stay_locked() -> None:
+    model = sparse_model()
+    zeros = model[0].weight == 0
+    with lock_pattern(model):
+        model.load_state_dict({name: t.clone() for name, t in model.state_dict().items()}, assign=True)
+        steps(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        assert bool((model[0].weight[zeros] == 0).all())  # type: ignore[index]
+
+
 def test_what_an_optimizer_did_before_the_lock_does_no_harm() -> None:
     """Momentum gathered while weights were free would move them; the lock zeroes them again after the step."""
     model = sparse_model()

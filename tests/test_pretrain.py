@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 
 import tiny
-from thinbert.compress import text
+from thinbert.compress import distill, text
 from thinbert.compress.data import Features, batch, collect
-from thinbert.compress.encoder import from_checkpoint
+from thinbert.compress.encoder import Trace, from_checkpoint
 from thinbert.compress.objectives import Follower
 from thinbert.compress.pretrain import PretrainLoss, held_out_loss, pairs
 from thinbert.compress.recipe import Distillation
@@ -166,15 +166,21 @@ def test_pairs_are_kept(corpus: Documents, tokenizer: Tokenizer, tmp_path: Path)
     assert pairs(corpus, range(8), tokenizer, max_length=24, seed=0, folder=folder).sha256() == fresh.sha256()
 
 
-def sequences(count: int, length: int) -> Features:
+def sequences(count: int, *lengths: int) -> Features:
+    """So many of each length."""
     random = np.random.RandomState(0)
-    ids = random.randint(8, 40, (count, length)).astype(np.int32)
-    ids[:, 0], ids[:, -1], ids[:, length // 2] = 2, 3, 3  # [CLS] and [SEP]
-    return collect((row, np.zeros(length, np.int32), {"other": n % 2}) for n, row in enumerate(ids))
+
+    def one(n: int) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+        length = lengths[n % len(lengths)]
+        ids = random.randint(8, 40, length).astype(np.int32)
+        ids[0], ids[-1], ids[length // 2] = 2, 3, 3  # [CLS] and [SEP]
+        return ids, np.zeros(length, np.int32), {"other": n // len(lengths) % 2}
+
+    return collect(one(n) for n in range(count * len(lengths)))
 
 
 def test_hiding(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-    features = sequences(200, 60)
+    features = sequences(100, 60, 30)
     model, _ = from_checkpoint(checkpoint, {"mlm": 0, "nsp": 0})
     objective = PretrainLoss(model, tokenizer, features, Distillation(hard=1, logits=0))
     given = batch(features, np.arange(200))
@@ -182,8 +188,9 @@ def test_hiding(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
     ids, chosen = objective.hide(given)
     special = (given.ids == tokenizer.cls) | (given.ids == tokenizer.sep)
     assert not (chosen & special).any()
+    assert not (chosen & ~given.mask).any()
     assert torch.equal(ids[~chosen], given.ids[~chosen])
-    assert chosen.sum(1).eq(round(57 * 0.15)).all()
+    assert chosen.sum(1).tolist() == [round(57 * 0.15), round(27 * 0.15)] * 100
     masked = (ids[chosen] == tokenizer.mask).float().mean().item()
     same = (ids[chosen] == given.ids[chosen]).float().mean().item()
     assert masked == pytest.approx(0.8, abs=0.03)
@@ -191,12 +198,19 @@ def test_hiding(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
     assert not torch.equal(objective.hide(given)[1], chosen)  # anew each time
 
 
-@pytest.mark.parametrize("everywhere", [False, True])
-def test_pretraining_loss(checkpoint: Checkpoint, tokenizer: Tokenizer, everywhere: bool) -> None:
-    features = sequences(6, 20)
+@pytest.mark.parametrize(
+    ("everywhere", "states"), [(False, {}), (True, {}), (False, {"hidden": 1.0, "attention": 0.1})]
+)
+def test_pretraining_loss(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, everywhere: bool, states: dict[str, float]
+) -> None:
+    features = sequences(3, 14, 26)  # 20 on average
     torch.manual_seed(1)
     student, teacher = (from_checkpoint(checkpoint, {"mlm": 0, "nsp": 0})[0].eval() for _ in range(2))
-    terms = Distillation(hard=0.5, logits=0.25, temperature=2, everywhere=everywhere)
+    with torch.no_grad():
+        for p in student.parameters():
+            p += 0.02 * torch.randn_like(p)
+    terms = Distillation(hard=0.5, logits=0.25, temperature=2, everywhere=everywhere, **states)
     objective = PretrainLoss(student, tokenizer, features, terms, Follower(teacher, terms)).eval()
     given = batch(features, np.arange(6))
     torch.manual_seed(5)
@@ -204,7 +218,10 @@ def test_pretraining_loss(checkpoint: Checkpoint, tokenizer: Tokenizer, everywhe
     torch.manual_seed(5)
     with torch.no_grad():
         found = objective(given).item()
-        ours, theirs = (m(ids, given.types, given.lengths) for m in (student, teacher))
+        traces = Trace(), Trace()
+        ours, theirs = (
+            m(ids, given.types, given.lengths, trace=trace) for m, trace in zip((student, teacher), traces, strict=True)
+        )
         guesses = F.cross_entropy(student.mlm_logits(ours[chosen]), given.ids[chosen], reduction="sum") / (0.15 * 20)
         follows = F.cross_entropy(student.nsp_logits(ours), given.labels["other"], reduction="sum")
         places = given.mask if everywhere else chosen
@@ -215,11 +232,15 @@ def test_pretraining_loss(checkpoint: Checkpoint, tokenizer: Tokenizer, everywhe
 
         soft = apart(student.mlm_logits(ours[places]), teacher.mlm_logits(theirs[places])) / (20 if everywhere else 3)
         soft = soft + apart(student.nsp_logits(ours), teacher.nsp_logits(theirs))
-    assert found == pytest.approx((0.5 * (guesses + follows) + 0.25 * soft).item(), rel=1e-4)
+        expected = 0.5 * (guesses + follows) + 0.25 * soft
+        if states:
+            expected += distill.hidden_states(traces[0].hidden, traces[1].hidden, given.mask).sum()
+            expected += 0.1 * distill.attention_scores(traces[0].scores, traces[1].scores, given.mask).sum()
+    assert found == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_held_out_loss_is_masked_alike_each_time(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-    features = sequences(30, 40)
+    features = sequences(15, 40, 20)
     model, _ = from_checkpoint(checkpoint, {"mlm": 0, "nsp": 0})
     objective = PretrainLoss(model, tokenizer, features, Distillation(hard=1, logits=0))
     state = torch.random.get_rng_state()

@@ -22,6 +22,7 @@ from thinbert.errors import Error, InputError, ModelError
 from thinbert.model.checkpoint import copy_files, read_checkpoint
 from thinbert.model.sparsity import measure
 from thinbert.model.tokenizer import read_tokenizer
+from thinbert.tasks import glue
 from thinbert.tasks.squad import read_squad
 
 PARAGRAPHS = [
@@ -40,6 +41,9 @@ ASKED = [
     (3, "Who was the engineer?", "Tomas Brandt"),
     (3, "Since when have trains used it?", "1925"),
 ]
+
+
+POOLER = "bert.pooler.dense.weight"
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +137,9 @@ def test_every_recipe_at_smoke_scale(name: str, data: Path, base: Path, distil_b
             assert density == pytest.approx(1 - stage.prune.sparsity, abs=0.02)
         if stage.lock:
             assert density == pytest.approx(measure(read_checkpoint(before)).linear_density, abs=1e-6)
+            poolers = [load_file(f / "model.safetensors").get(POOLER) for f in (before, folder / "model")]
+            if stage.task in glue.TASKS and poolers[0] is not None:  # the head stands on it: it is locked too
+                np.testing.assert_array_equal(*(p == 0 for p in poolers))
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         measured = [line for line in lines if line.keys() & {"dev_f1", "dev_accuracy", "mlm_loss"}]
         assert len(measured) <= stage.evaluations
@@ -237,10 +244,31 @@ def test_a_teacher_with_other_words_is_refused(data: Path, base: Path, tmp_path:
         run.run(place_of(recipe, data, tmp_path / "run"))
 
 
+def test_teachers_are_looked_at_before_hours_are_spent(data: Path, base: Path, tmp_path: Path) -> None:
+    """Also those of later stages, made by then or not."""
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    words = (other / "vocab.txt").read_text().split()
+    (other / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]) + "\n")
+    config = json.loads((base / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b", "2": "c"}}
+    tiny.write_model(tmp_path / "three", config, tiny.bert_tensors(config, head="classify"))
+    stages = ("teacher", "first", "sst2-teacher", "sst2-dense")
+    moved = {"stages.sst2-dense.start": "first"}
+    for changes, message in (
+        ({"stages.teacher.model": str(other)}, "stage first: .*other has another vocabulary"),
+        (moved | {"stages.sst2-dense.distil.teacher": str(base)}, "stage sst2-dense: .*has no classify_"),
+        (moved | {"stages.sst2-dense.distil.teacher": str(tmp_path / "three")}, "has 3 classes; expected 2"),
+    ):
+        recipe = of_stages("pruning-comparison", base, stages, **{**moved, **changes})
+        with pytest.raises(InputError, match=message):
+            run.run(place_of(recipe, data, tmp_path / "run"))
+        assert not (tmp_path / "run" / "seed-0").exists()
+
+
 def test_a_teacher_that_cannot_guess_is_refused(data: Path, base: Path, tmp_path: Path) -> None:
     changes = {"stages.sparse-1x4-80.distil.teacher": str(base)}
     recipe = of_stages("pruning-comparison", base, ("language", "sparse-1x4-80"), **changes)
-    with pytest.raises(InputError, match="has no mlm_bias, so what it guesses is noise"):
+    with pytest.raises(InputError, match="has no mlm_bias, so what it says to mlm is noise"):
         run.run(place_of(recipe, data, tmp_path / "run"))
 
 
@@ -425,8 +453,11 @@ def test_other_data_is_another_stage(data: Path, base: Path, tmp_path: Path) -> 
     other = tmp_path / "data"
     shutil.copytree(data, other)
     squad = json.loads((other / "squad-train-v1.1.json").read_text())
-    squad["data"] = squad["data"][1:]
-    (other / "squad-train-v1.1.json").write_text(json.dumps(squad))
+    asked = squad["data"][0]["paragraphs"][0]["qas"][0]
+    asked["question"] = asked["question"].upper()
+    changed = json.dumps(squad)
+    assert len(changed) == (other / "squad-train-v1.1.json").stat().st_size
+    (other / "squad-train-v1.1.json").write_text(changed)
     with pytest.raises(InputError, match="holds this stage with other data"):
         run.run(place_of(recipe, other, tmp_path / "run"))
 
@@ -546,6 +577,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (stage_with(distil={"teacher": "b", "logits": 0, "hidden": 1}), "nothing would reach the heads"),
     (stage_with(passes=float("inf")), "stage a.passes: Input should be a finite number"),
     (stage_with(task="sst2", stride=16), "stride is for squad1 and squad2"),
+    (stage_with(hold_out=0.1), "hold_out without unanswerable"),
+    (
+        {"stages": [*stage_with()["stages"], *stage_with(name="b", task="sst2", distil={"teacher": "a"})["stages"]]},
+        "stage b: its teacher a learns another task",
+    ),
     (stage_with(distil={"teacher": "b", "everywhere": True}), "everywhere is for pre-training"),
     (stage_with(prune={"sparsity": 0.5, "policy_end": 0, "criterion": "fisher"}), "with policy_end 0 there are none"),
     (stage_with(prune={"sparsity": 0.5, "policy_end": 0.97, "end": 1.0}, rewind=True), "5 times the warm-up"),
@@ -651,6 +687,9 @@ def test_published_settings() -> None:
     assert pruning is not None
     s = pruning.schedule
     assert (s.target, s.begin, s.policy_end, s.end, s.frequency) == (0.9, 0, 50_000, 80_000, 1_000)
+    assert stage.rewind
+    assert stage.distil is not None
+    assert stage.distil.everywhere
 
 
 # passes or steps, examples, rate, warm-up, weight decay

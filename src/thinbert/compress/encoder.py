@@ -111,10 +111,8 @@ class Layer(nn.Module):
         )
         if trace is not None and trace.attention:
             trace.scores.append(q @ k.transpose(-1, -2) * self._head_size**-0.5)
-        if self.query.quantised:
-            context = qat.attention(q, k, v, mask)
-        else:
-            context = attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        attend = qat.attention if self.query.quantised else attention
+        context = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return context.transpose(1, 2).reshape(B, L, -1)
 
     def _drop(self, x: Tensor) -> Tensor:

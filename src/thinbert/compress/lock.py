@@ -11,8 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 class PatternLock:
     """Holds weights at zero that were zero when it was made. Use it as a context, or call `remove`."""
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._patterns = [_Pattern(parameter) for parameter in parameters]
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self._patterns = [_Pattern(layer) for layer in layers]
         self._handles = [
             pattern.parameter.register_hook(pattern.masked)  # type: ignore[no-untyped-call]
             for pattern in self._patterns
@@ -53,11 +53,16 @@ class PatternLock:
 
 
 class _Pattern:
-    """Where a parameter stays zero."""
+    """Where the weight of a layer stays zero."""
 
-    def __init__(self, parameter: Tensor) -> None:
-        self.parameter = parameter
-        self._mask = parameter.detach() != 0
+    def __init__(self, layer: nn.Linear) -> None:
+        self._layer = layer
+        self._mask = layer.weight.detach() != 0
+
+    @property
+    def parameter(self) -> Tensor:
+        """As it is now: others may have put another in its place, as load_state_dict(assign=True) does."""
+        return self._layer.weight
 
     def mask(self) -> Tensor:
         """On the device of the parameter, which trainers move after it was locked."""
@@ -87,7 +92,7 @@ def lock_pattern(module: nn.Module, exclude: Sequence[str] = ()) -> PatternLock:
     """
     layers = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
     chosen = {n: m for n, m in layers.items() if not any(re.search(pattern, n) for pattern in exclude)}
-    sparse = [m.weight for m in chosen.values() if not bool((m.weight != 0).all())]
+    sparse = [m for m in chosen.values() if not bool((m.weight != 0).all())]
     if not sparse:
         raise ValueError(
             f"nothing to lock: {len(layers)} linear layers, {len(chosen)} not excluded, none of them with a zero weight"

@@ -1,13 +1,15 @@
 """The engine's rounding in torch, with straight-through gradients: docs/format.md, "Arithmetic of the engine".
 
-What training sees under these functions is what the engine computes, up to the last bits of floats: weights s8 with a
-scale per row, activations u8 with a scale and zero point per token and piece of columns, queries, keys and values s8
-per token and head, probabilities u8. Everything runs in float32, which holds the integers exactly.
+What training sees of the layers under these functions is what the engine computes of the same matrices, up to the last
+bits of floats: weights s8 with a scale per row, activations u8 with a scale and zero point per token and piece of
+columns, queries, keys and values s8 per token and head, probabilities u8. Everything runs in float32, which holds the
+integers exactly. Packing may cut columns out, and pieces then end elsewhere; embeddings and heads are not rounded here.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from thinbert.model.quantize import LEVELS
@@ -70,13 +72,13 @@ def exp2(x: Tensor) -> Tensor:
     return (((0.07826797 * r + 0.22630768) * r + 0.69542435) * r + 1) * torch.exp2(whole)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, [B, H, L, d] each, rounded as the engine does; mask is True where there is a key."""
     with torch.autocast(q.device.type, enabled=False):
-        return _attention(q, k, v, mask)
+        return _attention(q, k, v, mask, dropout)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     (qi, q_scale), (ki, k_scale), (vi, v_scale) = symmetric(q.float()), symmetric(k.float()), symmetric(v.float())
     scores = (qi @ ki.transpose(-1, -2)) * k_scale.transpose(-1, -2)
     scores = scores * (q_scale * (math.log2(math.e) / math.sqrt(q.shape[-1])))
@@ -84,8 +86,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         scores = scores.masked_fill(~mask, -torch.inf)
         v_scale = v_scale.masked_fill(~mask.transpose(-1, -2), 0.0)
     scores = scores - scores.detach().amax(-1, keepdim=True)
-    e = torch.where(scores > -125, exp2(scores.clamp(min=-125)), 0.0)
+    e = exp2(scores.clamp(min=-126))
     shares = e * v_scale.transpose(-1, -2)
     unit = 255 / v_scale.amax(dim=(-1, -2), keepdim=True)
     p = straight_through((shares.detach() * unit).round() / unit, shares)
-    return (p @ vi) / e.sum(-1, keepdim=True)
+    return (F.dropout(p, dropout, dropout > 0) @ vi) / e.sum(-1, keepdim=True)

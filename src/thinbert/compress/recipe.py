@@ -93,7 +93,7 @@ class Stage(Part):
     warmup: Share = 0.01
     weight_decay: float = Field(0.01, ge=0)
     dropout: Share = 0.1
-    micro_tokens: int = Field(8192, ge=1)  # worked through at a time, with the same result: fewer take less memory
+    micro_tokens: int = Field(8192, ge=1)  # worked through at a time: fewer take less memory
     rewind: bool = False  # learning-rate rewinding while pruning
     prune: Prune | None = None
     lock: bool = False  # keep the zeros the stage begins with
@@ -127,7 +127,14 @@ class Stage(Part):
         for name in ("unanswerable", "hold_out", "stride"):
             if name in self.model_fields_set and self.task not in SPAN_TASKS:
                 raise ValueError(f"{name} is for {' and '.join(SPAN_TASKS)}")
+        if self.hold_out and self.task == "squad1" and not self.unanswerable:
+            raise ValueError("hold_out without unanswerable: there would be no question without an answer to fit to")
         return self
+
+    @property
+    def kind(self) -> str:
+        """Stages of one kind can teach each other."""
+        return "span" if self.task in SPAN_TASKS else self.task
 
 
 class Recipe(Part):
@@ -146,6 +153,7 @@ class Recipe(Part):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {', '.join(map(str, self.seeds))}: one is named twice, and would count twice")
         known: list[str] = ["base"]
+        kinds: dict[str, str] = {}
         for stage in self.stages:
             if stage.name in known:
                 raise ValueError(f"two stages are named {stage.name}")
@@ -153,7 +161,10 @@ class Recipe(Part):
                 raise ValueError(
                     f"stage {stage.name} starts from {stage.start!r}; before it there are {', '.join(known)}"
                 )
+            if stage.distil and stage.distil.logits and kinds.get(stage.distil.teacher, stage.kind) != stage.kind:
+                raise ValueError(f"stage {stage.name}: its teacher {stage.distil.teacher} learns another task")
             known.append(stage.name)
+            kinds[stage.name] = stage.kind
         if any(stage.task == "mlm" for stage in self.stages) and not self.corpus:
             raise ValueError("a stage of the task mlm needs a corpus")
         return self

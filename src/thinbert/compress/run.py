@@ -31,14 +31,16 @@ from numpy.typing import NDArray
 import thinbert
 from thinbert.compress import data, distill, pretrain, scores, sources
 from thinbert.compress.data import Features
-from thinbert.compress.encoder import Encoder, from_checkpoint
+from thinbert.compress.encoder import Encoder, from_checkpoint, tensor_names
 from thinbert.compress.export import write_portable
 from thinbert.compress.objectives import ClassLoss, Follower, SpanLoss
-from thinbert.compress.recipe import SPAN_TASKS, Distillation, Place, Recipe, Report, Stage
+from thinbert.compress.recipe import SPAN_TASKS, Distil, Distillation, Place, Recipe, Report, Stage
 from thinbert.compress.schedule import PruneSchedule
+from thinbert.compress.text import sha256_of
 from thinbert.compress.train import Objective, Pruning, Settings, prepare_process, time_steps, train
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import TRAINING_FILE, Checkpoint, find_model, read_checkpoint, write_atomic
+from thinbert.model.config import EncoderConfig
 from thinbert.model.pack import pack
 from thinbert.model.tokenizer import Tokenizer, read_tokenizer
 from thinbert.tasks import glue
@@ -76,8 +78,9 @@ def run(place: Place) -> dict[str, Any]:
 
 
 def check(place: Place) -> None:
-    """Raises InputError where stages lack data, naming all of it, or a teacher is no stage before it, no folder and no
-    hub id, or a model cannot be had: now, and not after the hours of the stages before."""
+    """Raises InputError where stages lack data, naming all of it, or a model cannot be had or teach what it is to: now,
+    and not after the hours of the stages before."""
+    names = {s.name for s in place.recipe.stages}
     before: list[str] = []
     models: dict[str, None] = {}
     missing: dict[str, None] = {}
@@ -92,19 +95,36 @@ def check(place: Place) -> None:
         for name in (stage.distil.teacher, stage.distil.states) if stage.distil else ():
             if name is None or name in before:
                 continue
-            if name == "base" or "/" in name or Path(name).is_dir():
-                models[place.recipe.base if name == "base" else name] = None
-                continue
-            near = difflib.get_close_matches(name, ["base", *before], n=1)
-            raise InputError(
-                f"stage {stage.name}: {name!r} is no stage before it, no folder and no hub id"
-                f"{f'; did you mean {near[0]}?' if near else ''}"
-            )
+            near = difflib.get_close_matches(name, before, n=1)
+            if name in names or (near and "/" not in name and not Path(name).is_dir()):
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise InputError(f"stage {stage.name}: {name!r} is no stage before it{hint}")
+            models[place.recipe.base if name == "base" else name] = None
         before.append(stage.name)
     if missing:
         raise InputError(f"{place.data}: {'; '.join(missing)}; docs/recipes.md says where they come from")
-    for name in models:
-        find_model(name)
+    there = {name: read_checkpoint(find_model(name)) for name in models}
+    for stage in place.recipe.stages:
+        if stage.distil is not None:
+            _check_teachers(place.recipe, stage, stage.distil, there)
+
+
+def _check_teachers(recipe: Recipe, stage: Stage, terms: Distil, there: Mapping[str, Checkpoint]) -> None:
+    """Models that stages make have the words and the shape of the one they come from, which is there already."""
+
+    def origin(name: str) -> Checkpoint:
+        made = name in {s.name for s in recipe.stages}
+        return there[_origin_of(recipe, recipe.stage(name)) if made else recipe.base if name == "base" else name]
+
+    student, teacher = there[_origin_of(recipe, stage)], origin(terms.teacher)
+    tokenizer = read_tokenizer(student.folder, vocabulary=student.config.vocabulary)
+    _same_words(stage, teacher, tokenizer)
+    if terms.logits and terms.teacher not in {s.name for s in recipe.stages}:  # whose task was looked at before
+        _same_task(stage, teacher)
+    if terms.follows_states:
+        source = origin(terms.states or terms.teacher)
+        _same_words(stage, source, tokenizer)
+        _same_shape(stage, source, student.config)
 
 
 @contextmanager
@@ -234,6 +254,7 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
         _enter(place, stage, seed, source, folder)
     done = folder / "scores.json"
     if done.exists():
+        (folder / "state.pt").unlink(missing_ok=True)  # which a process that was killed just then had left
         place.say(f"{stage.name}, seed {seed}: done before")
         return dict(json.loads(done.read_text()))
     torch.manual_seed(seed)
@@ -319,7 +340,7 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
         "stage": stage.model_dump(mode="json", exclude_defaults=True, exclude={"micro_tokens", "evaluations"}),
         "start": source.sha256(),
         "scale": place.scale,
-        "data": {path.name: path.stat().st_size for path in sources.files(place, stage)},
+        "data": {path.name: sha256_of(path) for path in sources.files(place, stage)},
     }
     if stage.distil is not None:
         asked["teachers"] = _teachers(place, stage, seed)
@@ -420,18 +441,14 @@ def _objective(
         return pretrain.PretrainLoss(model, tokenizer, features, own) if stage.task == "mlm" else loss(model, own)
     teacher = _teacher(place, terms.teacher, seed)
     _same_words(stage, teacher, tokenizer)
+    if terms.logits:
+        _same_task(stage, teacher)
     states = None
     if stage.task == "mlm" or terms.follows_states:
         source = _teacher(place, terms.states or terms.teacher, seed)
         _same_words(stage, source, tokenizer)
-        _same_shape(stage, source, model)
-        other, begun = from_checkpoint(source, heads_of("mlm") if stage.task == "mlm" else {})
-        if begun and terms.logits:
-            raise InputError(
-                f"stage {stage.name}: the teacher {source.name} has no {begun[0].rsplit('.', 1)[0]}, so what it "
-                "guesses is noise; train it on the text first, or leave logits at 0"
-            )
-        states = Follower(other, terms)
+        _same_shape(stage, source, model.config)
+        states = Follower(from_checkpoint(source, heads_of("mlm") if stage.task == "mlm" else {})[0], terms)
     if stage.task == "mlm":
         return pretrain.PretrainLoss(model, tokenizer, features, terms, states)
     outputs = teacher_outputs(place, teacher, features, stage.task) if terms.logits else None
@@ -447,9 +464,27 @@ def _same_words(stage: Stage, teacher: Checkpoint, tokenizer: Tokenizer) -> None
         )
 
 
-def _same_shape(stage: Stage, source: Checkpoint, model: Encoder) -> None:
+def _same_task(stage: Stage, teacher: Checkpoint) -> None:
+    """A teacher whose logits are learnt from has the stage's head."""
+    heads = heads_of(stage.task)
+    names = tensor_names(teacher.config, heads)
+    known = {*teacher.shapes, *(teacher.ignored if stage.task == "mlm" else ())}  # what only pre-training reads
+    lacking = next((ours for ours, theirs in names.items() if theirs not in known), None)
+    if lacking is not None:
+        raise InputError(
+            f"stage {stage.name}: the teacher {teacher.name} has no {lacking.rsplit('.', 1)[0]}, so what it says to "
+            f"{stage.task} is noise; train it on that first, or leave logits at 0"
+        )
+    classes = teacher.shapes[names["classify_out.bias"]][0] if "classify" in heads else 0
+    if classes != heads.get("classify", 0):
+        raise InputError(
+            f"stage {stage.name}: the teacher {teacher.name} has {classes} classes; expected {heads['classify']}"
+        )
+
+
+def _same_shape(stage: Stage, source: Checkpoint, ours: EncoderConfig) -> None:
     """What is followed state by state has as many features, and every k-th of its layers stands for one of ours."""
-    terms, theirs, ours = stage.distil, source.config, model.config
+    terms, theirs = stage.distil, source.config
     assert terms is not None
     if terms.follows_states:
         distill.layer_map(ours.layers, theirs.layers)
@@ -524,8 +559,6 @@ def _ask(teacher: Checkpoint, features: Features, task: str, first: int) -> Iter
         read = model.forward if spans else model.classify
         rows = read(features.ids[at], features.types[at].astype(np.int32), lengths[first:last].tolist())
         if not spans:
-            if rows.shape[1] != len(order):
-                raise InputError(f"{teacher.name} has {rows.shape[1]} classes; {task} has {len(order)}")
             rows = rows[:, np.argsort(order)]
         yield last, rows
         first = last

@@ -138,10 +138,13 @@ def of_language_model(
 
 
 def summary(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float | list[float]]:
-    """The mean of each score over seeds, and its range where there is more than one."""
+    """The mean of each score over seeds, and its range where there is more than one. What one of them lacks, such as a
+    calibration that failed, is left out."""
     found: dict[str, float | list[float]] = {}
     for name in of_seeds[0]:
-        values = [s[name] for s in of_seeds if name in s]
+        if not all(name in s for s in of_seeds):
+            continue
+        values = [s[name] for s in of_seeds]
         found[name] = sum(values) / len(values)
         if len(values) > 1:
             found[f"{name}_range"] = [min(values), max(values)]

@@ -51,7 +51,7 @@ def find(folder: Path, names: tuple[str, ...]) -> Path:
 def files(place: Place, stage: Stage) -> list[Path]:
     """The files a stage learns from. Raises InputError where one of them is missing."""
     if stage.task == "mlm":
-        return [find(place.data, (name,)) for name in place.recipe.corpus]
+        return _corpus_files(place)
     found = find(place.data, TRAINING[stage.task])
     if stage.task == "squad2" and "2.0" not in found.name and not stage.unanswerable:
         raise InputError(
@@ -114,9 +114,12 @@ def held_out(place: Place, stage: Stage) -> list[Question]:
 
 def corpus(place: Place, stage: Stage, tokenizer: Tokenizer) -> tuple[Documents, list[int], list[int]]:
     """The recipe's corpus, and which of its documents to train on, and which are held out."""
-    paths = [find(place.data, (name,)) for name in place.recipe.corpus]
-    documents = read_documents(paths, tokenizer, place.out / "cache", place.say)
+    documents = read_documents(_corpus_files(place), tokenizer, place.out / "cache", place.say)
     return documents, *documents.split(part=stage.part)
+
+
+def _corpus_files(place: Place) -> list[Path]:
+    return [find(place.data, _SQUAD1 if name in _SQUAD1 else (name,)) for name in place.recipe.corpus]
 
 
 def _of_articles(questions: tuple[Question, ...], stage: Stage, *, held: bool) -> list[Question]:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -66,6 +67,18 @@ def spread(items: Sequence[T], share: float) -> list[T]:
     return [item for n, item in enumerate(items) if int((n + 1) * share) > int(n * share)]
 
 
+def sha256_of(path: Path) -> str:
+    """Of a file's content, which is read once in a process unless it changes."""
+    at = path.stat()
+    return _sha256(path, at.st_size, at.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_documents(
     paths: Sequence[Path], tokenizer: Tokenizer, cache: Path, say: Callable[[str], None] = lambda text: None
 ) -> Documents:
@@ -77,8 +90,7 @@ def read_documents(
     """
     h = hashlib.sha256(tokenizer.sha256().encode())
     for path in paths:
-        with path.open("rb") as file:
-            h.update(hashlib.file_digest(file, "sha256").digest())
+        h.update(bytes.fromhex(sha256_of(path)))
     folder = cache / f"text-{h.hexdigest()[:24]}"
     if not (folder / "files.json").exists():
         shutil.rmtree(folder, ignore_errors=True)  # what a killed process left

@@ -35,7 +35,8 @@ from thinbert.model.checkpoint import replacing, write_atomic
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # options of mallopt(3)
 CLIP = 1.0  # largest norm of all gradients together
-_FREE = ("micro_tokens", "log_every", "save_every")  # settings that change nothing of what is made
+# settings that may change under way: the first changes rounding and, where there is dropout or masking, random numbers
+_FREE = ("micro_tokens", "log_every", "save_every")
 
 
 class TrainError(Error):
@@ -51,7 +52,7 @@ class Settings:
     weight_decay: float = 0.01
     dropout: float = 0.1
     seed: int = 0
-    micro_tokens: int = 8192  # at a time: a larger batch is worked through in parts, with the same result
+    micro_tokens: int = 8192  # at a time: a larger batch is worked through in parts
     log_every: int = 50
     save_every: int = 200
     rewind: bool = False  # learning-rate rewinding while pruning
@@ -143,25 +144,25 @@ def train(
         kept = f"The state of step {saved} is kept in {out}" if saved else "No state was kept yet"
         try:
             loss, count = _backward(accelerator, prepared, features, plan[step], settings)
+            norm = accelerator.clip_grad_norm_(prepared.parameters(), CLIP)
+            if not torch.isfinite(norm):
+                raise TrainError(
+                    f"step {step}: the loss or its gradient is not finite; try a learning rate below "
+                    f"{settings.rate:g}, in another folder. {kept}"
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+            if pruning is not None and pruning.schedule.due(step + 1):
+                model.set_masks(_new_masks(model, pruning, step + 1, locked, optimizer))
         except RuntimeError as e:
             if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
                 raise
             raise TrainError(
                 f"step {step}: out of memory; lower micro_tokens ({settings.micro_tokens}), and go on. {kept}"
             ) from e
-        norm = accelerator.clip_grad_norm_(prepared.parameters(), CLIP)
-        if not torch.isfinite(norm):
-            raise TrainError(
-                f"step {step}: the loss or its gradient is not finite; try a learning rate below {settings.rate:g}, in "
-                f"another folder. {kept}"
-            )
-        optimizer.step()
-        optimizer.zero_grad()
         step += 1
         total += loss
         tokens += count
-        if pruning is not None and pruning.schedule.due(step):
-            model.set_masks(_new_masks(model, pruning, step, locked, optimizer))
         last = step == steps or (stop_after is not None and step - first >= stop_after)
         due = evaluate is not None and evaluate_every > 0 and step % evaluate_every == 0 and step < steps
         line: dict[str, Any] = {}
@@ -208,7 +209,8 @@ def _backward(
     """Gradients of the mean loss over the batch; this process's part of that mean, and how many tokens it read.
 
     The batch is dealt out to processes and worked through in parts of `micro_tokens`: both change nothing but the order
-    of additions, because every part is divided by the number of examples in the whole.
+    of additions, because every part is divided by the number of examples in the whole; and the random numbers, of which
+    each part draws its own.
     """
     mine = numbers[accelerator.process_index :: accelerator.num_processes]
     lengths = features.lengths
