@@ -5,8 +5,8 @@
 
 Every stage of the recipe that answers questions is a row: its packed model answers all of SQuAD 1.1 dev (kept in
 RUN/evaluated), differences to the base row are paired by question. Then all rows and OpenVINO int8 of the base row
-answer the same questions in turns, each in a process of its own; OpenVINO is compiled for each length of a window.
-The last line of the output is one JSON object.
+answer the same questions in turns, each in a process of its own, one question after another; OpenVINO is compiled for
+each length of a window. The last line of the output is one JSON object.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(args.rounds):
         for name, w in workers.items():
-            times[name].append(1e3 * w.ask()["seconds"] / args.questions)
+            times[name].append(1e3 * w.ask(alone=True)["seconds"] / args.questions)
     for w in workers.values():
         w.close()
     median = {name: statistics.median(values) for name, values in times.items()}

@@ -60,6 +60,12 @@ def test_no_answer(cli: Cli) -> None:
     assert cli("ask", "What does a kilogram of butter cost?", EXAMPLE, "--threshold", 1).code == 0
 
 
+def test_an_answer_that_is_an_article(cli: Cli) -> None:
+    """As a grade, a vitamin or a blood group may be."""
+    r = cli("ask", "What is the grade?", "--context", "Essay on rye bread. Grade: A", "--threshold", 1, "--json")
+    assert json.loads(r.out)["answer"] == "A"
+
+
 def test_text_without_words(cli: Cli) -> None:
     r = cli("ask", QUESTION, "--context", "\u00ad\u00ad")  # soft hyphens: text, but no tokens
     assert (r.code, r.out) == (1, "No answer in these documents (probability 100%).\n")

@@ -199,6 +199,28 @@ def test_errors_are_counted_over_interruptions(cli: Cli, tmp_path: Path) -> None
     assert (found["done"], found["now"], found["errors"]) == (300, 295, 150)
 
 
+def test_half_a_character_does_not_lose_the_run(cli: Cli, tmp_path: Path) -> None:
+    """Such as in a text that was cut in the middle of one: JSON may hold it, and UTF-8 may not."""
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"question": ASKED[0], "context": TEXTS[0], "note": "cut \ud83d"}) + "\n")
+    assert cli("batch", source, "-o", tmp_path / "out.csv").code == 0
+    assert "cut \\ud83d" in (tmp_path / "out.csv").read_text()
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "3"])
+def test_a_damaged_line_is_said(cli: Cli, tmp_path: Path, line: str) -> None:
+    rows = [{"question": ASKED[0], "context": TEXTS[0]}] * 300
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    process = start(source, out)
+    wait_for(tmp_path / "out.jsonl.partial.json")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (tmp_path / "out.jsonl.partial").write_text(line + "\n")
+    r = cli("batch", source, "-o", out)
+    assert (r.code, r.err.count("\n")) == (2, 1)
+    assert "out.jsonl.partial: damaged at line 1" in r.err
+
+
 def test_a_run_of_nothing_but_errors_fails(cli: Cli, tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", records(3))
     r = cli("batch", source, "-o", tmp_path / "out.jsonl", "--question-field", "frage")

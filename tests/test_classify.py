@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import thinbert
 import tiny
@@ -57,6 +58,9 @@ def test_pipeline_is_transformers(folder: Path) -> None:
         ]
         for inputs in (TEXTS[0], TEXTS[:2], pair):
             same(*(pipeline(inputs) for pipeline in set_before))
+    streams = ours(text for text in TEXTS), theirs(text for text in TEXTS)
+    for a, b in zip(*streams, strict=True):
+        same(a, b)
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
@@ -135,11 +139,31 @@ def test_encoding_cuts_the_longer_text(folder: Path) -> None:
         classify.encode(model.tokenizer, one, two, max_length=4)
 
 
+@pytest.mark.parametrize("max_length", [15, 16])
+def test_pairs_are_cut_as_by_the_tokenizers_library(folder: Path, max_length: int) -> None:
+    backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate(tiny.VOCABULARY)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    backend.enable_truncation(max_length, strategy="longest_first")
+    model = thinbert.load(str(folder))
+    for first in range(1, 16):
+        for second in range(1, 16):
+            pair = "tower " * first, "paris " * second
+            ids, types = classify.encode(model.tokenizer, *pair, max_length=max_length)
+            theirs = backend.encode(*pair)
+            assert (ids.tolist(), types.tolist()) == (theirs.ids, theirs.type_ids), (first, second)
+
+
 FILES = {
     "sst2": ("sentence\tlabel\nthe tower is built\t1\nwho\t0\n", [("the tower is built", None, 1), ("who", None, 0)]),
     "mnli": (
         "index\tsentence1\tsentence2\tgold_label\n0\ta\tb\tneutral\n1\tc\td\t-\n2\te\tf\tcontradiction\n",
         [("a", "b", 2), ("e", "f", 0)],
+    ),
+    # as Hugging Face has it: entailment, neutral, contradiction; and as Excel writes it
+    "mnli of Hugging Face": (
+        "\ufeffpremise\thypothesis\tlabel\na\tb\t0\nc\td\t1\ne\tf\t2\n",
+        [("a", "b", 1), ("c", "d", 2), ("e", "f", 0)],
     ),
     "qqp": ("1\tWho?\tWhich one?\t18\n0\tWhy?\tWhere?\t2\n", [("Who?", "Which one?", 1), ("Why?", "Where?", 0)]),
     "qnli": ('index\tquestion\tsentence\tlabel\r\n0\tq\t"s\tnot_entailment\r\n', [("q", '"s', 1)]),
@@ -151,7 +175,7 @@ def test_reading_glue(tmp_path: Path, name: str) -> None:
     content, expected = FILES[name]
     path = tmp_path / f"{name}.tsv.xz"
     path.write_bytes(lzma.compress(content.encode()))
-    data = glue.read_glue(path, glue.TASKS[name])
+    data = glue.read_glue(path, glue.TASKS[name.split()[0]])
     assert [(e.text, e.pair, e.label) for e in data.examples] == expected
 
 
@@ -190,7 +214,7 @@ def test_bad_files_say_where(tmp_path: Path, name: str, content: str, message: s
     path = tmp_path / "bad.tsv"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
-        glue.read_glue(path, glue.TASKS[name])
+        glue.read_glue(path, glue.TASKS[name.split()[0]])
 
 
 def test_scores() -> None:
@@ -229,6 +253,19 @@ def test_evaluate(folder: Path, tmp_path: Path, cli: Cli) -> None:
     qnli = tmp_path / "mnli.tsv"
     qnli.write_text(FILES["mnli"][0])
     assert "has 2 classes; mnli has 3" in cli("evaluate", folder, qnli, "--task", "mnli", "--out", tmp_path / "x").err
+
+
+def test_windows_the_model_does_not_take(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    """And what failed before it began does not stand in the way of the right command."""
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nthe tower\t1\nwho\t0\n")
+    told = ("evaluate", folder, tmp_path / "dev.tsv", "--task", "sst2", "--out", tmp_path / "out")
+    assert "windows of 5000 tokens; model" in cli(*told, "--max-length", 5000).err
+    assert "greater than or equal to 3" in cli(*told, "--max-length", 0).err
+    config = tiny.bert_config(id2label={"0": "a", "1": "b", "2": "c"})
+    three = tiny.write_model(tmp_path / "three", config, tiny.bert_tensors(config, head="classify"))
+    assert "has 3 classes; sst2 has 2" in cli("evaluate", three, *told[2:]).err
+    assert cli(*told).code == 0
+    assert "holds a run with other max_length" in cli(*told, "--max-length", 20).err
 
 
 def test_classes_in_another_order_are_told_by_name(tmp_path: Path, folder: Path) -> None:

@@ -130,6 +130,31 @@ def test_probabilities_of_one_window_sum_to_one() -> None:
     assert r.no_answer == pytest.approx(math.exp(1.5) / (math.exp(1.5) + mass), rel=1e-5)
 
 
+@given(length=st.integers(1, 60), room=st.integers(5, 30), shared=st.integers(0, 29), seed=st.integers(0, 99))
+def test_probabilities_of_windows_that_overlap_sum_to_one(length: int, room: int, shared: int, seed: int) -> None:
+    """Also where three or more windows hold a span, and whichever of them is surest of it."""
+    question, tokens = numbered(2), numbered(length)
+    stride = shared % room
+    collector = Collector(n_best=10_000, max_tokens=7, threshold=0.5)
+    random = np.random.RandomState(seed)
+    best: dict[tuple[int, int], float] = {}
+    for context in range(2):
+        for w in windows(question, tokens, max_length=room + 5, stride=stride, cls=1, sep=2):
+            logits = random.uniform(-9, 9, (len(w.ids), 2)).astype(np.float32)
+            collector.add(logits, w, tokens, context)
+            for i in range(w.count):
+                for j in range(i, min(i + 7, w.count)):
+                    at = (1000 * context + w.offset + i, 1000 * context + w.offset + j)
+                    score = float(logits[w.first + i, 0]) + float(logits[w.first + j, 1])
+                    best[at] = max(score, best.get(at, -99))
+    r = collector.close(["x" * length] * 2)
+    assert len(r.answers) == len(best)
+    assert sum(a.score for a in r.answers) + r.no_answer == pytest.approx(1)
+    mass = sum(math.exp(score) for score in best.values())
+    first = r.answers[0]
+    assert first.score == pytest.approx(math.exp(max(best.values())) / mass * (1 - r.no_answer), rel=1e-6)
+
+
 def test_no_answer_decides_by_the_threshold() -> None:
     piece = np.zeros((4, 2), np.float32)
     assert reading(piece, null=10, context="abcd").best is None
@@ -186,6 +211,16 @@ def test_contexts_of_any_size(tiny_model: Model, words: int) -> None:
         assert text[a.start : a.end] == a.text
     if not words:
         assert (r.no_answer, r.best) == (1.0, None)
+
+
+def test_a_question_that_is_cut_is_said(default_model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    text = "The mill was built by Anna Voss."
+    best = default_model.read("Please tell me. " * 25 + "Who built the mill?", [text], threshold=1).best  # 105 tokens
+    assert best is not None
+    assert best.text == "Anna Voss"
+    assert not caplog.messages
+    default_model.read("Please tell me. " * 50, [text])
+    assert caplog.messages == ["a question of 200 tokens is cut to 128"]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t\r\n", "\u200b"])

@@ -1,7 +1,7 @@
 """OpenVINO: converted from torch; float32, bfloat16, or int8 by NNCF's post-training quantisation.
 
 A model is compiled for each shape of its inputs, its fastest way. int8 runs with the bfloat16 hint for what is left in
-floating point, which is faster still.
+floating point, which is faster still. One input at a time uses all threads; of several at a time each has one thread.
 """
 
 import json
@@ -55,18 +55,44 @@ class Engine:
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": hint,
         }
-        self._compiled: dict[tuple[int, int], Any] = {}
+        self._threads = threads
+        self._streams = {**self._settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": threads}
+        self._requests: dict[tuple[int, int, int], Any] = {}
 
     def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
-        shape = len(ids), pad_to or ids.shape[1]
-        if shape not in self._compiled:
-            model = self._core.read_model(self._path)
-            model.reshape({i.get_any_name(): list(shape) for i in model.inputs})
-            self._compiled[shape] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
-        request = self._compiled[shape]
+        request = self._request(len(ids), pad_to or ids.shape[1])
         request.infer(feed(ids, types, pad_to))
-        start, end = (request.get_output_tensor(i).data for i in (0, 1))
-        return np.stack([start, end], axis=2)[:, : ids.shape[1]].astype(np.float32)
+        return _logits(request)[:, : ids.shape[1]]
+
+    def forward_many(self, windows: list[tuple[np.ndarray, np.ndarray]], step: int) -> list[np.ndarray]:
+        """Logits [L, 2] of many windows, padded to a multiple of `step`; as many at a time as there are threads."""
+        out: list[np.ndarray] = [np.empty(0)] * len(windows)
+        running: dict[int, tuple[int, Any]] = {}  # stream -> its window and request
+        for number, (ids, types) in enumerate(windows):
+            stream = number % self._threads
+            if stream in running:
+                before, request = running.pop(stream)
+                request.wait()
+                out[before] = _logits(request)[0]
+            pad_to = -(-len(ids) // step) * step
+            request = self._request(1, pad_to, stream + 1)
+            request.start_async(feed(ids[None], types[None], pad_to))
+            running[stream] = number, request
+        for number, request in running.values():
+            request.wait()
+            out[number] = _logits(request)[0]
+        return [logits[: len(ids)] for logits, (ids, _) in zip(out, windows, strict=True)]
+
+    def _request(self, batch: int, length: int, stream: int = 0) -> Any:
+        """One for each shape and stream; 0 is all threads together."""
+        if (batch, length, stream) not in self._requests:
+            model = self._core.read_model(self._path)
+            model.reshape({i.get_any_name(): [batch, length] for i in model.inputs})
+            settings = self._streams if stream else self._settings
+            compiled = self._core.compile_model(model, "CPU", settings)
+            for n in range(1, self._threads + 1) if stream else (0,):
+                self._requests[batch, length, n] = compiled.create_infer_request()
+        return self._requests[batch, length, stream]
 
     def describe(self) -> dict[str, Any]:
         import nncf
@@ -77,3 +103,9 @@ class Engine:
             "nncf": nncf.__version__,
             "hint": self._settings["INFERENCE_PRECISION_HINT"],
         }
+
+
+def _logits(request: Any) -> np.ndarray:
+    """[B, L, 2] of a request that is done."""
+    start, end = (request.get_output_tensor(i).data for i in (0, 1))
+    return np.stack([start, end], axis=2).astype(np.float32)

@@ -1,5 +1,6 @@
 """The Python interface: `thinbert.load(model)` gives a Model that reads questions and texts."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from thinbert.runtime.cache import packed
 from thinbert.runtime.engine import Engine
 from thinbert.tasks import qa
 from thinbert.tasks.qa import Answer, Collector, Reading, Window
+
+_log = logging.getLogger("thinbert")
 
 __all__ = ["Answer", "Model", "Reading", "load"]
 
@@ -159,7 +162,8 @@ class Model:
         stride: int | None = None,
         threshold: float | None = None,
     ) -> Reading:
-        """The best answers to one question over one or more texts, and the probability that they hold none.
+        """The best answers to one question over one or more texts, and the probability that they hold none. Of a
+        question, 128 tokens are read.
 
         Args:
             n_best: how many answers to keep.
@@ -214,7 +218,10 @@ class Model:
                     if not isinstance(value, str):
                         raise InputError(f"{name} is {type(value).__name__}; expected text")
                 waiting.append((Collector(n_best, max_answer_tokens, limit, self.config.no_answer_calibration), texts))
-                question_tokens = self.tokenizer(question).cut(qa.MAX_QUESTION_TOKENS)
+                question_tokens = self.tokenizer(question)
+                if len(question_tokens) > qa.MAX_QUESTION_TOKENS:
+                    _log.warning("a question of %d tokens is cut to %d", len(question_tokens), qa.MAX_QUESTION_TOKENS)
+                    question_tokens = question_tokens.cut(qa.MAX_QUESTION_TOKENS)
                 yield Job(number, 0, question_tokens, None)
                 for i, context in enumerate(texts):
                     tokens = self.tokenizer(context)

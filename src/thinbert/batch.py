@@ -394,7 +394,10 @@ def _resume(partial: Path, what: dict[str, Any], records: Iterator[Record]) -> t
             if not line.endswith(b"\n"):
                 break
             done, whole, last = done + 1, whole + len(line), line
-            errors += "error" in json.loads(line)
+            try:
+                errors += "error" in dict(json.loads(line))
+            except (ValueError, TypeError) as e:
+                raise InputError(f"{partial}: damaged at line {done} ({e}); delete it to start over") from None
     if whole < content_size:
         os.truncate(partial, whole)
     passed = deque(enumerate(itertools.islice(records, done), 1), maxlen=1)
@@ -436,7 +439,7 @@ def _write_csv(lines: IO[bytes], out: IO[bytes], partial: Path) -> None:
     for row in map(_flat, lines):
         for name in row:
             (own if name.startswith(_COLUMN) or name == "error" else columns)[name] = None
-    text = io.TextIOWrapper(out, encoding="utf-8", newline="", write_through=True)
+    text = io.TextIOWrapper(out, encoding="utf-8", newline="", errors="backslashreplace", write_through=True)
     writer = csv.DictWriter(text, [*columns, *own], restval="")
     writer.writeheader()
     with partial.open("rb") as again:

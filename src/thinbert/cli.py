@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -77,6 +78,9 @@ def main() -> NoReturn:
         sys.exit(130)
     except (OSError, MemoryError) as e:
         _fail(f"{type(e).__name__}: {e}")
+    except SystemExit as e:
+        # click's 1 for an output that nobody reads any more; here 1 says that there is no answer
+        sys.exit(128 + signal.SIGPIPE if e.code == 1 else e.code)
     except Exception as e:
         usage = getattr(e, "show", None)  # click's own usage errors print themselves
         if usage is None:
@@ -220,7 +224,7 @@ def _index(
     if as_json:
         indexed = {"files": len(corpus.files()), "passages": corpus.passages}
         show.print_json({"index": str(index), **asdict(changes), "indexed": indexed, "seconds": seconds})
-        return
+        raise typer.Exit(0 if corpus.passages else 2)
     show.print_skipped(changes.report)
     kinds = ((changes.added, "added"), (changes.updated, "updated"), (changes.removed, "removed"))
     done = ", ".join(f"{n} {what}" for n, what in (*kinds, (changes.unchanged, "unchanged")) if n) or "no files"
@@ -403,7 +407,7 @@ def _serve(
 def _evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, hub id, or `default`.")],
     data: Annotated[Path, typer.Argument(help="SQuAD JSON or flat JSONL; GLUE's TSV with --task. Plain, .gz or .xz.")],
-    out: Annotated[Path, typer.Option(help="Folder for predictions and metrics; what was answered in it is kept.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions and metrics; questions answered in it are kept.")],
     task: Annotated[str, typer.Option(help="squad, or classification: sst2, mnli, qqp, qnli.")] = "squad",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions or texts.")] = None,
     max_answer_tokens: Annotated[
@@ -411,7 +415,9 @@ def _evaluate(
     ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(help="Tokens of a window. (default: 384 for questions, 128 for texts, or the model's limit)"),
+        typer.Option(
+            min=3, help="Tokens of a window. (default: 384 for questions, 128 for texts, or the model's limit)"
+        ),
     ] = None,
     stride: Annotated[
         int | None, typer.Option(help="Tokens neighbouring windows share. (default: 128, or half a window)")
@@ -474,6 +480,8 @@ def _evaluate_classes(
     if task not in glue.TASKS:
         raise InputError(f"task {task!r}; thinbert evaluates squad, {', '.join(glue.TASKS)}")
     model.require_class_head()
+    if max_length is not None and max_length > model.config.positions:
+        raise InputError(f"windows of {max_length} tokens; model {model.name} takes at most {model.config.positions}")
     dataset = glue.read_glue(data, glue.TASKS[task])
     what = {"thinbert": __version__, "model": model.sha256, "data": dataset.sha256, "task": task}
     open_run(out, what | {"limit": limit, "max_length": max_length}, model.name)
@@ -504,7 +512,7 @@ def _compare(
     """Set evaluations of the same questions side by side: differences with 95 % intervals (paired bootstrap)."""
     from dataclasses import asdict
 
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from thinbert.errors import InputError
@@ -516,7 +524,9 @@ def _compare(
     if as_json:
         show.print_json({run: [asdict(d) | {"difference": d.difference} for d in each] for run, each in found.items()})
         return
-    table = Table("", "metric", str(runs[0]), "here", "difference", "95 %", "p", box=None, header_style="bold")
+    print(f"beside {runs[0]}:")
+    run_name = Column("run", overflow="fold")
+    table = Table(run_name, "metric", "there", "here", "difference", "95 %", "p", box=None, header_style="bold")
     for run, each in found.items():
         for d in each:
             around = f"{d.low:+.2f} to {d.high:+.2f}"

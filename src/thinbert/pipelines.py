@@ -28,8 +28,17 @@ from thinbert.tasks import classify, qa
 
 Result = dict[str, Any]  # {"score": float, "start": int, "end": int, "answer": str}
 
-# Arguments of transformers that change no result: windows are always batched, never padded, in this process.
-_WITHOUT_EFFECT = ("padding", "batch_size", "num_workers", "use_fast", "trust_remote_code")
+# Arguments of transformers that change no result: windows are always batched, never padded, in this process; questions
+# are never cut (by fast tokenizers, whatever is documented), and texts where the model takes no more.
+WITHOUT_EFFECT = (
+    "padding",
+    "batch_size",
+    "num_workers",
+    "use_fast",
+    "trust_remote_code",
+    "max_question_len",
+    "truncation",
+)
 
 
 def pipeline(
@@ -76,7 +85,7 @@ def pipeline(
             raise InputError(f"dtype {number!r}; thinbert computes in float32 or int8 (see precision)")
     if tokenizer is not None and tokenizer != model:
         raise InputError(f"tokenizer {tokenizer!r} is not the model's; thinbert uses the one in the model's folder")
-    unknown = set(defaults) - {*kind.options, *_WITHOUT_EFFECT}
+    unknown = set(defaults) - {*kind.options, *WITHOUT_EFFECT}
     if unknown:
         raise TypeError(f"pipeline() got an unexpected keyword argument {sorted(unknown)[0]!r}")
     if not isinstance(model, Model):
@@ -87,7 +96,7 @@ def pipeline(
             folder = find_model(name, revision=revision, token=token)
             precision = "int8" if is_packed(read_json(folder / "config.json")) else "float32"
         model = load(name, precision=precision, threads=threads, revision=revision, token=token)
-    return kind(model, **{k: v for k, v in defaults.items() if k not in _WITHOUT_EFFECT})
+    return kind(model, **{k: v for k, v in defaults.items() if k not in WITHOUT_EFFECT})
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,6 @@ class _Options:
     doc_stride: int | None = None
     max_answer_len: int = 15
     max_seq_len: int | None = None
-    max_question_len: int | None = None
     handle_impossible_answer: bool = False
     align_to_words: bool = True
 
@@ -138,12 +146,11 @@ class QuestionAnsweringPipeline:
             doc_stride: tokens that neighbouring windows of a long context share; 128, or half a window.
             max_answer_len: longest answer in tokens; 15.
             max_seq_len: tokens of a window; 384, or the model's limit.
-            max_question_len: tokens the question is cut to; by default it is kept whole (transformers documents 64, but
-                its fast tokenizers never cut).
             handle_impossible_answer: also offer the empty answer.
             align_to_words: stretch answers to whole words.
-            padding, batch_size, num_workers: accepted for compatibility; windows are never padded and always batched,
-                and results depend on none of these.
+            max_question_len, padding, batch_size, num_workers: accepted for compatibility, without effect: questions
+                are not cut (transformers documents 64, but its fast tokenizers never cut), windows are never padded
+                and always batched.
         Raises:
             KeyError: a dict lacks question or context.
             ValueError: one of them is None or empty, or an option is out of range.
@@ -153,7 +160,6 @@ class QuestionAnsweringPipeline:
             "doc_stride": doc_stride,
             "max_answer_len": max_answer_len,
             "max_seq_len": max_seq_len,
-            "max_question_len": max_question_len,
             "handle_impossible_answer": handle_impossible_answer,
             "align_to_words": align_to_words,
         }
@@ -179,8 +185,6 @@ class QuestionAnsweringPipeline:
             for number, example in enumerate(examples):
                 waiting.append(_Merger(example["context"], options))
                 question, context = tokenise(example["question"]), tokenise(example["context"])
-                if options.max_question_len is not None:
-                    question = question.cut(options.max_question_len)
                 yield Job(number, 0, context, None)
                 for window in self.model.windows(question, context, max_length=max_length, stride=stride):
                     yield Job(number, 0, context, window)
@@ -210,7 +214,7 @@ class _Merger:
         self._options = options
         self._answers: list[Result] = []
         self._by_text: dict[str, Result] = {}
-        self._null = 1_000_000.0  # smallest p(start = CLS) * p(end = CLS) of any window; as large where there is none
+        self._null = 1.0  # smallest p(start = CLS) * p(end = CLS) of any window
 
     def add(self, window: qa.Window, tokens: Tokens, logits: Array) -> None:
         last = window.first + window.count
@@ -249,6 +253,8 @@ class _Merger:
         answers = self._answers
         if self._options.handle_impossible_answer:
             answers = [*answers, {"score": self._null, "start": 0, "end": 0, "answer": ""}]
+        if not answers:  # a context of nothing that is read
+            return {"score": 0.0, "start": 0, "end": 0, "answer": ""}
         best = sorted(answers, key=lambda a: a["score"], reverse=True)[: self._options.top_k]
         return best[0] if len(best) == 1 else best
 
@@ -297,7 +303,7 @@ class TextClassificationPipeline:
     """Classifies texts or pairs of texts, each as `{"label", "score"}`."""
 
     task = "text-classification"
-    options = ("top_k", "function_to_apply", "truncation", "max_length")
+    options = ("top_k", "function_to_apply", "max_length")
 
     def __init__(self, model: Model, **defaults: Any) -> None:
         model.require_class_head()
@@ -309,22 +315,27 @@ class TextClassificationPipeline:
         top_k each result is itself a list, best first.
 
         Args:
-            inputs: a text, a `{"text", "text_pair"}` dict, or a list of either.
+            inputs: a text, a `{"text", "text_pair"}` dict, a list of either, or a generator of them (then results come
+                as a generator too).
             options: top_k: classes to return (None: all). function_to_apply: softmax, sigmoid or none; by default
-                what the model's problem_type asks for, else softmax, or sigmoid for a model of one class. truncation,
-                max_length: cut texts to so many tokens; by default they are cut only where the model takes no more.
+                what the model's problem_type asks for, else softmax, or sigmoid for a model of one class. max_length:
+                cut texts to so many tokens; by default they are cut only where the model takes no more. truncation
+                is accepted, without effect.
         Raises:
             ValueError: inputs of another kind, or an option out of range.
             TypeError: an option that does not exist.
         """
         for name in options:
-            if name not in {*self.options, *_WITHOUT_EFFECT}:
+            if name not in {*self.options, *WITHOUT_EFFECT}:
                 raise TypeError(f"__call__() got an unexpected keyword argument {name!r}")
         given = self._defaults | options
-        several = isinstance(inputs, list)
-        pairs = [_pair(item) for item in (inputs if several else [inputs])]
+        several = isinstance(inputs, list | GeneratorType)
+        pairs = (_pair(item) for item in (inputs if several else [inputs]))
         limit = given.get("max_length") or self.model.config.positions
-        results = [self._result(row, given) for row in classify.logits(self.model, pairs, max_length=limit)]
+        found = (self._result(row, given) for row in classify.logits(self.model, pairs, max_length=limit))
+        if isinstance(inputs, GeneratorType):
+            return found
+        results = list(found)
         if several:
             return results
         return [results[0]] if isinstance(inputs, str) and "top_k" not in options else results[0]

@@ -164,9 +164,10 @@ def _distinct(candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, float,
     taken: dict[tuple[str, int], list[tuple[Place, str]]] = {}  # page -> places on it, and their words
     for candidate in candidates:
         place = candidate.place
-        words = normalize(candidate.answer.text)
-        if not words:
-            continue  # punctuation, or an article alone
+        text = candidate.answer.text
+        if not any(map(str.isalnum, text)):
+            continue  # punctuation
+        words = normalize(text) or text.casefold()  # an article alone: a grade, a vitamin
         on_page = taken.setdefault((place.file, place.page), [])
         over = [known for other, known in on_page if place.start < other.end and other.start < place.end]
         if over and words not in over:

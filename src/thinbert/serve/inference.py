@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from thinbert import __version__
 from thinbert.api import Model
 from thinbert.errors import InputError
-from thinbert.pipelines import QuestionAnsweringPipeline, TextClassificationPipeline
+from thinbert.pipelines import WITHOUT_EFFECT, QuestionAnsweringPipeline, TextClassificationPipeline
 from thinbert.serve import protocol
 from thinbert.serve.server import Body, Server, Text
 from thinbert.tasks.classify import best_class, logits
@@ -69,7 +69,7 @@ def routes(server: Server) -> APIRouter:
             raise HTTPException(422, "inputs: questions and texts to classify are mixed")
         answers = kinds.pop()
         model = server.model(name, answers=answers)
-        given = {k: v for k, v in body.parameters.model_dump().items() if v is not None}
+        given = {k: v for k, v in body.parameters.model_dump().items() if v is not None and k not in WITHOUT_EFFECT}
         own = QuestionAnsweringPipeline.options if answers else TextClassificationPipeline.options
         for option in given:
             if option not in own:

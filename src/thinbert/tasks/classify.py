@@ -34,7 +34,8 @@ def encode(tokenizer: Tokenizer, text: str, pair: str | None, *, max_length: int
 
 
 def _fitting(lengths: list[int], room: int) -> list[int]:
-    """Tokens kept of one or two texts, as if taken one by one from whichever is longer, the first of equals."""
+    """Tokens kept of one or two texts, as if taken one by one from whichever is longer; of an odd token, the text that
+    was longer has it, the second of equals (as the tokenizers library does)."""
     over = sum(lengths) - room
     if over <= 0:
         return lengths
@@ -44,7 +45,8 @@ def _fitting(lengths: list[int], room: int) -> list[int]:
     apart = abs(first - second)
     if over <= apart:
         return [first - over, second] if first > second else [first, second - over]
-    return [room // 2, room - room // 2]
+    half = room // 2
+    return [room - half, half] if first > second else [half, room - half]
 
 
 def logits(model: Model, texts: Iterable[tuple[str, str | None]], *, max_length: int | None = None) -> Iterator[Array]:

@@ -188,16 +188,17 @@ def open_run(out: Path, what: Mapping[str, Any], name: str) -> None:
     if manifest.exists():
         before = read_json_object(manifest)
         changed = [key for key in what if before.get(key) != what[key]]
-        if changed:
+        if not changed:
+            return
+        if any(f.stat().st_size for f in out.iterdir() if f != manifest):  # else it failed before it answered anything
             raise InputError(
                 f"{out}: holds a run with other {' and '.join(changed)}; give another --out, or delete the folder"
             )
-    else:
-        if any(not f.name.endswith(".tmp") for f in out.iterdir()):
-            raise InputError(f"{out}: is not empty and holds no evaluation; give another --out")
-        versions = {"numpy": np.__version__, "python": platform.python_version()}
-        machine = {"cpu_features": cpu_features(), "platform": platform.platform()}
-        _write_json(manifest, {"name": name, **what, "versions": versions, "machine": machine})
+    elif any(not f.name.endswith(".tmp") for f in out.iterdir()):
+        raise InputError(f"{out}: is not empty and holds no evaluation; give another --out")
+    versions = {"numpy": np.__version__, "python": platform.python_version()}
+    machine = {"cpu_features": cpu_features(), "platform": platform.platform()}
+    _write_json(manifest, {"name": name, **what, "versions": versions, "machine": machine})
 
 
 def _lock(log: IO[bytes], out: Path) -> None:

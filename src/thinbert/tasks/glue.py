@@ -1,5 +1,6 @@
 """GLUE classification tasks: reading their files, and their scores."""
 
+import codecs
 import hashlib
 import logging
 import re
@@ -35,7 +36,8 @@ def _by_name(*labels: str) -> dict[str, int]:
     return {label: number for number, label in enumerate(labels)} | {str(n): n for n in range(len(labels))}
 
 
-# Classes are numbered as in GLUE's own processors, and so in the published models.
+# Classes are numbered as in GLUE's own processors, but MNLI's only where they are named: its numbers are those of
+# Hugging Face's export, GLUE's files have none.
 _MNLI, _QNLI = ("contradiction", "entailment", "neutral"), ("entailment", "not_entailment")
 TASKS: Mapping[str, Task] = {
     t.name: t
@@ -45,7 +47,7 @@ TASKS: Mapping[str, Task] = {
             "mnli",
             (("sentence1", "premise"), ("sentence2", "hypothesis"), ("gold_label", "label")),
             _MNLI,
-            _by_name(*_MNLI),
+            {label: number for number, label in enumerate(_MNLI)} | {"0": 1, "1": 2, "2": 0},
         ),
         Task(
             "qqp",
@@ -86,7 +88,7 @@ def read_glue(path: Path, task: Task) -> Classified:
     Raises:
         InputError: naming the file, the line and what is wrong.
     """
-    content = read_packed(path)
+    content = read_packed(path).removeprefix(codecs.BOM_UTF8)
     # the published question pairs hold broken characters, which every reader has replaced
     lines = content.decode(errors="replace").split("\n")
     rows = [line.rstrip("\r").split("\t") for line in lines]  # quotation marks are part of the text here

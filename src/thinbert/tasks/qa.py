@@ -17,7 +17,7 @@ from thinbert.model.weights import Array, Ints
 MAX_LENGTH = 384  # tokens of a window, and
 STRIDE = 128  # tokens two neighbouring windows share: both as in BERT's SQuAD script
 MAX_ANSWER_TOKENS = 30
-MAX_QUESTION_TOKENS = 64
+MAX_QUESTION_TOKENS = 128  # longer ones are cut, so that windows have room for the text
 N_BEST = 20
 
 
@@ -71,6 +71,7 @@ class Spans:
     ends: NDArray[np.intp]  # [k] last token of each span
     scores: NDArray[np.float64]  # [k] start logit + end logit
     log_total: float  # log of the sum over all valid spans of exp(score)
+    band: NDArray[np.float64]  # [n, m] score of the span from token i to token i + j, -inf past the piece
 
 
 def best_spans(start: Array, end: Array, *, k: int, max_tokens: int) -> Spans:
@@ -84,7 +85,6 @@ def best_spans(start: Array, end: Array, *, k: int, max_tokens: int) -> Spans:
     """
     n, m = len(start), min(max_tokens, len(start))
     reach = np.concatenate([end, np.full(m - 1, -np.inf, end.dtype)])
-    # band[i, j] = score of the span from token i to token i + j
     band = start[:, None].astype(np.float64) + np.lib.stride_tricks.sliding_window_view(reach, m)
     flat = band.reshape(-1)
     k = min(k, n * m - m * (m - 1) // 2)  # valid spans: the band less the corner past the last token
@@ -97,7 +97,7 @@ def best_spans(start: Array, end: Array, *, k: int, max_tokens: int) -> Spans:
     top = flat[order[0]]
     log_total = top + math.log(np.exp(flat - top).sum())
     starts, lengths = np.divmod(order, m)
-    return Spans(starts, starts + lengths, flat[order], float(log_total))
+    return Spans(starts, starts + lengths, flat[order], float(log_total), band)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Reading:
 
     Probabilities are the model's own, over every valid span of every window: a span's share of the answer mass is
     exp(score) / sum of exp(score), and its `score` is that share times 1 - no_answer, so that all of them and no_answer
-    sum to one (windows overlap: a span seen twice counts with its better half).
+    sum to one. Windows overlap: a span that several of them hold is one, with the best of its scores.
 
     `no_answer` compares, inside one window, the null span ([CLS] to [CLS]) with all valid spans; the window surest
     that it holds an answer decides. Comparing inside a window avoids the bias of taking the smallest null score and
@@ -137,7 +137,8 @@ class Reading:
 
 @dataclass
 class Collector:
-    """Gathers the windows of one question, in any number, and closes them to a Reading. Holds k spans per window."""
+    """Gathers the windows of one question, context by context in their order, and closes them to a Reading. Holds k
+    spans per window, and all of the last one."""
 
     n_best: int
     max_tokens: int
@@ -146,6 +147,9 @@ class Collector:
     _spans: dict[tuple[int, int, int], float] = field(default_factory=dict)  # (context, start, end) -> score
     _log_total: float = -math.inf
     _log_null_odds: float = math.inf
+    _last: tuple[int, int, NDArray[np.float64]] | None = (
+        None  # (context, offset, best scores of the last window's spans)
+    )
 
     def add(self, logits: Array, window: Window, tokens: Tokens, context: int) -> None:
         """One window's logits [L, 2] over context number `context`, whose tokens are `tokens`."""
@@ -156,9 +160,25 @@ class Collector:
         for start, end, score in zip(starts.tolist(), ends.tolist(), spans.scores.tolist(), strict=True):
             place = (context, start, end)
             self._spans[place] = max(score, self._spans.get(place, -math.inf))
-        self._log_total = float(np.logaddexp(self._log_total, spans.log_total))
+        self._log_total = float(np.logaddexp(self._log_total, self._new_mass(spans, window.offset, context)))
         null = float(logits[0, 0]) + float(logits[0, 1])
         self._log_null_odds = min(self._log_null_odds, null - spans.log_total)
+
+    def _new_mass(self, spans: Spans, offset: int, context: int) -> float:
+        """The log of what a window's spans add to the sum: those that windows before it held only where they are
+        better here."""
+        band, log_mass = spans.band, spans.log_total
+        if self._last is not None and self._last[0] == context:
+            before = self._last[2][offset - self._last[1] :, : band.shape[1]]  # what begins in both
+            here = band[: len(before), : before.shape[1]]
+            known = np.minimum(here, before)
+            top = spans.scores[0]
+            mass = math.exp(log_mass - top) - np.exp(known - top).sum()
+            log_mass = top + math.log(mass) if mass > 0 else -math.inf
+            band = band.copy()
+            band[: len(before), : before.shape[1]] = np.maximum(here, before)
+        self._last = (context, offset, band)
+        return float(log_mass)
 
     def close(self, contexts: list[str]) -> Reading:
         if not self._spans:
