@@ -37,7 +37,7 @@ class Peer:
 
     def __init__(self, engine: Any, how: str) -> None:
         self._engine, self._streams = engine, how == "streams"
-        self._step = {"padded": MAX_LENGTH, "exact": 1}.get(how, BUCKET)
+        self._step = {"padded": MAX_LENGTH, "bucketed": BUCKET, "streams": BUCKET, "exact": 1}[how]
 
     def span_logits(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
         ends = np.cumsum(lengths)[:-1]
