@@ -209,13 +209,17 @@ def test_every_broken_list_is_noticed(data: st.DataObject) -> None:
         assert index.max() < 4
 
 
-@pytest.fixture
-def packed_folder(tmp_path: Path) -> Path:
+def sparse_model(folder: Path) -> Path:
     config = tiny.bert_config(num_hidden_layers=1)
     tensors = tiny.bert_tensors(config)
     for seed, stem in enumerate(tiny.linear_stems(config)):
         tiny.prune(tensors, stem, 0.2, (1, 4), seed)
-    pack(read_checkpoint(tiny.write_model(tmp_path / "source", config, tensors)), tmp_path / "packed")
+    return tiny.write_model(folder, config, tensors)
+
+
+@pytest.fixture
+def packed_folder(tmp_path: Path) -> Path:
+    pack(read_checkpoint(sparse_model(tmp_path / "source")), tmp_path / "packed")
     return tmp_path / "packed"
 
 
@@ -262,11 +266,7 @@ def test_truncated_packed_files(packed_folder: Path, keep: int) -> None:
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, bytes]]:
     """What a portable and a packed folder hold, both with a tokenizer.json."""
     folder = tmp_path_factory.mktemp("whole")
-    config = tiny.bert_config(num_hidden_layers=1)
-    tensors = tiny.bert_tensors(config)
-    for seed, stem in enumerate(tiny.linear_stems(config)):
-        tiny.prune(tensors, stem, 0.2, (1, 4), seed)
-    tiny.write_model(folder / "portable", config, tensors)
+    sparse_model(folder / "portable")
     backend = HFTokenizer(models.WordPiece({t: i for i, t in enumerate(tiny.VOCABULARY)}, unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     backend.save(str(folder / "portable" / "tokenizer.json"))

@@ -234,11 +234,16 @@ def test_what_is_missing_is_said_before_hours_are_spent(data: Path, base: Path, 
     )
 
 
+def with_other_words(base: Path, folder: Path) -> Path:
+    """A copy of a model whose vocabulary stands in another order."""
+    shutil.copytree(base, folder)
+    words = (folder / "vocab.txt").read_text().split()
+    (folder / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]) + "\n")
+    return folder
+
+
 def test_a_teacher_with_other_words_is_refused(data: Path, base: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(base, other)
-    words = (other / "vocab.txt").read_text().split()
-    (other / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]) + "\n")
+    other = with_other_words(base, tmp_path / "other")
     recipe = of_stages("pruning-comparison", base, ("teacher", "first"), **{"stages.first.distil.teacher": str(other)})
     with pytest.raises(InputError, match=r"stage first: .*other has another vocabulary"):
         run.run(place_of(recipe, data, tmp_path / "run"))
@@ -246,10 +251,7 @@ def test_a_teacher_with_other_words_is_refused(data: Path, base: Path, tmp_path:
 
 def test_teachers_are_looked_at_before_hours_are_spent(data: Path, base: Path, tmp_path: Path) -> None:
     """Also those of later stages, made by then or not."""
-    other = tmp_path / "other"
-    shutil.copytree(base, other)
-    words = (other / "vocab.txt").read_text().split()
-    (other / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]) + "\n")
+    other = with_other_words(base, tmp_path / "other")
     config = json.loads((base / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b", "2": "c"}}
     tiny.write_model(tmp_path / "three", config, tiny.bert_tensors(config, head="classify"))
     stages = ("teacher", "first", "sst2-teacher", "sst2-dense")

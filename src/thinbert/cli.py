@@ -524,7 +524,7 @@ def _compare(
     if as_json:
         show.print_json({run: [asdict(d) | {"difference": d.difference} for d in each] for run, each in found.items()})
         return
-    print(f"beside {runs[0]}:")
+    print(f"beside {show.one_line(str(runs[0]))}:")
     run_name = Column("run", overflow="fold")
     table = Table(run_name, "metric", "there", "here", "difference", "95 %", "p", box=None, header_style="bold")
     for run, each in found.items():

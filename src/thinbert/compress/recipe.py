@@ -169,6 +169,10 @@ class Recipe(Part):
             raise ValueError("a stage of the task mlm needs a corpus")
         return self
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(s.name for s in self.stages)
+
     def stage(self, name: str) -> Stage:
         return next(s for s in self.stages if s.name == name)
 
@@ -176,8 +180,17 @@ class Recipe(Part):
         """The name of what a stage starts from."""
         if stage.start is not None:
             return stage.start
-        number = [s.name for s in self.stages].index(stage.name)
-        return self.stages[number - 1].name if number else "base"
+        number = self.names.index(stage.name)
+        return self.names[number - 1] if number else "base"
+
+    def origin(self, name: str) -> str:
+        """The model, there already, that a name stands for, or that a stage of that name comes from."""
+        while name in self.names:
+            stage = self.stage(name)
+            if stage.model is not None:
+                return stage.model
+            name = self.before(stage)
+        return self.base if name == "base" else name
 
 
 Report = Callable[[Mapping[str, Any]], None]  # takes a line of a stage's log

@@ -80,49 +80,44 @@ def run(place: Place) -> dict[str, Any]:
 def check(place: Place) -> None:
     """Raises InputError where stages lack data, naming all of it, or a model cannot be had or teach what it is to: now,
     and not after the hours of the stages before."""
-    names = {s.name for s in place.recipe.stages}
+    recipe = place.recipe
     before: list[str] = []
     models: dict[str, None] = {}
     missing: dict[str, None] = {}
-    for stage in place.recipe.stages:
+    for stage in recipe.stages:
         for look in (sources.files, sources.measured):
             try:
                 look(place, stage)
             except InputError as e:
                 missing[str(e)] = None
-        if stage.model is not None or place.recipe.before(stage) == "base":
-            models[stage.model or place.recipe.base] = None
+        models[recipe.origin(stage.name)] = None
         for name in (stage.distil.teacher, stage.distil.states) if stage.distil else ():
             if name is None or name in before:
                 continue
             near = difflib.get_close_matches(name, before, n=1)
-            if name in names or (near and "/" not in name and not Path(name).is_dir()):
+            if name in recipe.names or (near and "/" not in name and not Path(name).is_dir()):
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise InputError(f"stage {stage.name}: {name!r} is no stage before it{hint}")
-            models[place.recipe.base if name == "base" else name] = None
+            models[recipe.origin(name)] = None
         before.append(stage.name)
     if missing:
         raise InputError(f"{place.data}: {'; '.join(missing)}; docs/recipes.md says where they come from")
     there = {name: read_checkpoint(find_model(name)) for name in models}
-    for stage in place.recipe.stages:
+    for stage in recipe.stages:
         if stage.distil is not None:
-            _check_teachers(place.recipe, stage, stage.distil, there)
+            _check_teachers(recipe, stage, stage.distil, there)
 
 
 def _check_teachers(recipe: Recipe, stage: Stage, terms: Distil, there: Mapping[str, Checkpoint]) -> None:
     """Models that stages make have the words and the shape of the one they come from, which is there already."""
-
-    def origin(name: str) -> Checkpoint:
-        made = name in {s.name for s in recipe.stages}
-        return there[_origin_of(recipe, recipe.stage(name)) if made else recipe.base if name == "base" else name]
-
-    student, teacher = there[_origin_of(recipe, stage)], origin(terms.teacher)
+    student, teacher, source = (
+        there[recipe.origin(name)] for name in (stage.name, terms.teacher, terms.states or terms.teacher)
+    )
     tokenizer = read_tokenizer(student.folder, vocabulary=student.config.vocabulary)
     _same_words(stage, teacher, tokenizer)
-    if terms.logits and terms.teacher not in {s.name for s in recipe.stages}:  # whose task was looked at before
+    if terms.logits and terms.teacher not in recipe.names:  # whose task was looked at before
         _same_task(stage, teacher)
     if terms.follows_states:
-        source = origin(terms.states or terms.teacher)
         _same_words(stage, source, tokenizer)
         _same_shape(stage, source, student.config)
 
@@ -162,7 +157,7 @@ def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
 def _estimates(place: Place, timed: int) -> list[dict[str, Any]]:
     rows = []
     for stage in place.recipe.stages:
-        source = read_checkpoint(_origin_of(place.recipe, stage))
+        source = read_checkpoint(place.recipe.origin(stage.name))
         tokenizer = read_tokenizer(source.folder, vocabulary=source.config.vocabulary)
         model, _ = from_checkpoint(source, heads_of(stage.task))
         features = sources.training(place, stage, tokenizer, source.config.positions)
@@ -176,16 +171,6 @@ def _estimates(place: Place, timed: int) -> list[dict[str, Any]]:
         rows.append(row | {"seconds": seconds * len(plan), "peak_memory_mb": memory})
         place.say(f"{stage.name}: {seconds:.2f} s a step")
     return rows
-
-
-def _origin_of(recipe: Recipe, stage: Stage) -> str:
-    """The model, there already, that the first of the stages before this one starts from."""
-    while stage.model is None:
-        name = recipe.before(stage)
-        if name == "base":
-            return recipe.base
-        stage = recipe.stage(name)
-    return stage.model
 
 
 def _self_taught(stage: Stage, source: Checkpoint) -> Stage:
@@ -501,9 +486,8 @@ def _same_shape(stage: Stage, source: Checkpoint, ours: EncoderConfig) -> None:
 
 
 def _teacher(place: Place, name: str, seed: int) -> Checkpoint:
-    if name in {s.name for s in place.recipe.stages}:
-        return read_checkpoint(_model_of(place, name, seed))
-    return read_checkpoint(place.recipe.base if name == "base" else name)
+    made = name in place.recipe.names
+    return read_checkpoint(_model_of(place, name, seed) if made else place.recipe.origin(name))
 
 
 def _teachers(place: Place, stage: Stage, seed: int) -> list[str]:

@@ -141,9 +141,7 @@ def summary(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float | list[f
     """The mean of each score over seeds, and its range where there is more than one. What one of them lacks, such as a
     calibration that failed, is left out."""
     found: dict[str, float | list[float]] = {}
-    for name in of_seeds[0]:
-        if not all(name in s for s in of_seeds):
-            continue
+    for name in (name for name in of_seeds[0] if all(name in s for s in of_seeds)):
         values = [s[name] for s in of_seeds]
         found[name] = sum(values) / len(values)
         if len(values) > 1:

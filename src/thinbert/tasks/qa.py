@@ -147,9 +147,8 @@ class Collector:
     _spans: dict[tuple[int, int, int], float] = field(default_factory=dict)  # (context, start, end) -> score
     _log_total: float = -math.inf
     _log_null_odds: float = math.inf
-    _last: tuple[int, int, NDArray[np.float64]] | None = (
-        None  # (context, offset, best scores of the last window's spans)
-    )
+    # of the last window: its context, its offset, and the best scores that its spans have had in any window
+    _last: tuple[int, int, NDArray[np.float64]] | None = None
 
     def add(self, logits: Array, window: Window, tokens: Tokens, context: int) -> None:
         """One window's logits [L, 2] over context number `context`, whose tokens are `tokens`."""
