@@ -13,7 +13,7 @@ import tiny
 from thinbert.compress import distill, text
 from thinbert.compress.data import Features, batch, collect
 from thinbert.compress.encoder import Trace, from_checkpoint
-from thinbert.compress.objectives import Follower
+from thinbert.compress.objectives import TorchTeacher
 from thinbert.compress.pretrain import PretrainLoss, held_out_loss, pairs
 from thinbert.compress.recipe import Distillation
 from thinbert.compress.text import Documents, read_documents
@@ -211,7 +211,9 @@ def test_pretraining_loss(
         for p in student.parameters():
             p += 0.02 * torch.randn_like(p)
     terms = Distillation(hard=0.5, logits=0.25, temperature=2, everywhere=everywhere, **states)
-    objective = PretrainLoss(student, tokenizer, features, terms, Follower(teacher, terms)).eval()
+    objective = PretrainLoss(
+        student, tokenizer, features, terms, TorchTeacher(teacher, attention=terms.attention > 0)
+    ).eval()
     given = batch(features, np.arange(6))
     torch.manual_seed(5)
     ids, chosen = objective.hide(given)

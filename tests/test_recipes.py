@@ -7,16 +7,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 import thinbert
 import tiny
 from conftest import Cli
-from thinbert.compress import run, sources
+from thinbert.compress import run, sources, teachers
+from thinbert.compress.data import batch
+from thinbert.compress.encoder import from_checkpoint
+from thinbert.compress.objectives import TorchTeacher
 from thinbert.compress.recipe import Place, Recipe, built_in, read_recipe
 from thinbert.errors import Error, InputError, ModelError
 from thinbert.model.checkpoint import copy_files, read_checkpoint
@@ -274,12 +279,22 @@ def test_a_teacher_that_cannot_guess_is_refused(data: Path, base: Path, tmp_path
         run.run(place_of(recipe, data, tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("who", "kind", "stages"),
+    [("_answers", "f16", ("teacher", "first")), ("_states", "bf16", ("teacher", "first", "dense"))],
+)
 def test_a_teacher_that_was_interrupted_goes_on(
-    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    who: str,
+    kind: str,
+    stages: tuple[str, ...],
+    data: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recipe = of_stages("pruning-comparison", base, ("teacher", "first"))
-    monkeypatch.setattr(run, "_ASKED", 60)
-    ask, asked = run._ask, []
+    recipe = of_stages("pruning-comparison", base, stages)
+    monkeypatch.setattr(teachers, "_ASKED", 60)
+    ask, asked = getattr(teachers, who), []
 
     def cut_off(*args: Any) -> Any:
         for number, answer in enumerate(ask(*args)):
@@ -289,20 +304,53 @@ def test_a_teacher_that_was_interrupted_goes_on(
             yield answer
 
     with monkeypatch.context() as m:
-        m.setattr(run, "_ask", cut_off)
+        m.setattr(teachers, who, cut_off)
         with pytest.raises(KeyboardInterrupt):
             run.run(place_of(recipe, data, tmp_path / "run"))
     (partial,) = (tmp_path / "run" / "cache").glob("*.partial")
     with partial.open("ab") as file:
         file.write(b"tor")  # killed in the middle of a row
     firsts = []
-    monkeypatch.setattr(run, "_ask", lambda *args: (firsts.append(args[3]), ask(*args))[1])
+    monkeypatch.setattr(teachers, who, lambda *args: (firsts.append(args[3]), ask(*args))[1])
     run.run(place_of(recipe, data, tmp_path / "run"))
     assert firsts == [asked[-1]]
     run.run(place_of(recipe, data, tmp_path / "whole"))
-    files = [next((tmp_path / out / "cache").glob("*.f16")) for out in ("run", "whole")]
+    files = [next((tmp_path / out / "cache").glob(f"*.{kind}")) for out in ("run", "whole")]
     assert files[0].name == files[1].name
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_states_on_disk_are_those_of_a_teacher_that_reads_along(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.bert_config(num_hidden_layers=4)
+    deep = read_checkpoint(tiny.write_model(tmp_path / "deep", config, tiny.bert_tensors(config)))
+    recipe = of_stages("pruning-comparison", base, ("first",))
+    place = place_of(recipe, data, tmp_path / "run")
+    words = read_tokenizer(base, vocabulary=len(tiny.VOCABULARY))
+    features = sources.training(place, recipe.stages[0], words, 64)
+    given = batch(features, np.array([5, 0, 11]))
+    kept = teachers.states(place, deep, features, 2)(given)
+    with torch.autocast("cpu", torch.bfloat16):
+        along = TorchTeacher(from_checkpoint(deep, {})[0])(given)
+    assert len(kept.hidden) == 3
+    for ours, theirs in zip(kept.hidden, (along.hidden[n] for n in (0, 2, 4)), strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours[given.mask], theirs[given.mask], atol=0.02, rtol=0.01)
+
+    def cannot(*args: Any) -> Any:
+        raise AssertionError("asked again")
+
+    with monkeypatch.context() as m:
+        m.setattr(teachers, "_states", cannot)
+        assert torch.equal(teachers.states(place, deep, features, 2)(given).hidden[1], kept.hidden[1])
+    # a disk too small for them is said before hours are spent on filling it
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"what .*deep says takes 0\.0 GB, and 0\.0 GB are free; make room"):
+        teachers.states(place, deep, features, 4)
+    next((tmp_path / "run" / "cache").glob("*.bf16")).write_bytes(b"half")
+    with pytest.raises(InputError, match=r"bf16: has 4 bytes; expected \d+: delete it"):
+        teachers.states(place, deep, features, 2)
 
 
 def test_classes_go_by_their_names(data: Path, base: Path, tmp_path: Path) -> None:
@@ -341,7 +389,7 @@ def test_classes_go_by_their_names(data: Path, base: Path, tmp_path: Path) -> No
     )
     said = [
         np.stack(
-            run.teacher_outputs(place_of(recipe, data, tmp_path / who), read_checkpoint(folder), features, "mnli")(
+            teachers.logits(place_of(recipe, data, tmp_path / who), read_checkpoint(folder), features, "mnli")(
                 np.arange(8)
             )
         )
@@ -576,6 +624,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "distil.states is for tasks",
     ),
     (stage_with(distil={"teacher": "b", "states": "c"}), "states without hidden or attention"),
+    (stage_with(distil={"teacher": "b", "keep_states": True}), "keep_states is for hidden without attention"),
+    (
+        stage_with(distil={"teacher": "b", "hidden": 1, "attention": 1, "keep_states": True}),
+        "keep_states is for hidden without attention",
+    ),
+    (
+        {
+            **stage_with(task="mlm", distil={"teacher": "b", "hard": 1, "hidden": 1, "keep_states": True}),
+            "corpus": ["text.txt"],
+        },
+        "distil.keep_states is for tasks",
+    ),
     (stage_with(distil={"teacher": "b", "logits": 0, "hidden": 1}), "nothing would reach the heads"),
     (stage_with(passes=float("inf")), "stage a.passes: Input should be a finite number"),
     (stage_with(task="sst2", stride=16), "stride is for squad1 and squad2"),

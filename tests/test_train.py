@@ -25,7 +25,7 @@ import tiny
 from thinbert.compress.data import Batch, Features, batch, collect, order, squad_features, unanswerable
 from thinbert.compress.encoder import Encoder, from_checkpoint
 from thinbert.compress.masks import density, magnitude_masks
-from thinbert.compress.objectives import Follower, SpanLoss
+from thinbert.compress.objectives import SpanLoss, TorchTeacher
 from thinbert.compress.recipe import Distillation
 from thinbert.compress.schedule import PruneSchedule, rewinding_rate
 from thinbert.compress.train import Objective, Pruning, Settings, TrainError, train
@@ -376,7 +376,7 @@ def test_states_are_followed(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """A pruned student drawn to the hidden states and attention of the model it was comes closer to them."""
     features, dense, student = examples(100), fresh(checkpoint), fresh(checkpoint)
     terms = Distillation(hard=0, logits=0, hidden=1, attention=0.1)
-    objective = SpanLoss(student, terms, states=Follower(dense, terms))
+    objective = SpanLoss(student, terms, states=TorchTeacher(dense, attention=True))
     assert len(list(objective.parameters())) == len(list(student.parameters()))  # the teacher's are not trained
     given = batch(features, np.arange(20))
     with torch.no_grad():
@@ -407,7 +407,7 @@ def test_every_kth_layer_of_a_teacher_is_followed(tmp_path: Path) -> None:
     fewer |= {re.sub(r"layer\.3\.", "layer.1.", n): t for n, t in tensors.items() if "layer.3." in n}
     shallow = read_checkpoint(tiny.write_model(tmp_path / "shallow", {**config, "num_hidden_layers": 2}, fewer))
     terms = Distillation(hard=0, logits=0, hidden=1, attention=1)
-    objective = SpanLoss(fresh(shallow), terms, states=Follower(fresh(deep), terms)).eval()
+    objective = SpanLoss(fresh(shallow), terms, states=TorchTeacher(fresh(deep), attention=True)).eval()
     with torch.no_grad():
         assert objective(batch(examples(20), np.arange(20))).item() == pytest.approx(0, abs=1e-3)
 

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from thinbert.compress import distill
 from thinbert.compress.data import Batch
@@ -14,33 +15,57 @@ from thinbert.compress.encoder import Encoder, Trace
 from thinbert.compress.recipe import Distillation
 from thinbert.compress.train import Objective
 
-Teacher = Callable[[NDArray[np.int64]], list[NDArray[np.float16]]]  # example numbers -> the logits of each
+Logits = Callable[[NDArray[np.int64]], list[NDArray[np.float16]]]  # example numbers -> what a teacher said to each
+States = Callable[[Batch], Trace]  # what a teacher went through when it read a batch
 
 
-class Follower:
-    """What hidden states and attention scores cost that are not a teacher's, a torch encoder that reads the same."""
+class TorchTeacher:
+    """A teacher that reads along.
 
-    def __init__(self, teacher: Encoder, terms: Distillation) -> None:
-        self.teacher = teacher.eval().requires_grad_(False)
-        self._terms = terms
+    Args:
+        attention: whether its scores are looked at.
+    """
+
+    def __init__(self, model: Encoder, *, attention: bool = False) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._attention = attention
 
     def read(self, ids: Tensor, given: Batch) -> tuple[Tensor, Trace]:
-        """The teacher's last hidden states, and what it went through."""
-        trace = Trace(self._terms.attention > 0)
+        """Its last hidden states, and what it went through."""
+        trace = Trace(self._attention)
         with torch.no_grad():
-            return self.teacher.to(ids.device)(ids, given.types, given.lengths, trace=trace), trace
+            return self.model.to(ids.device)(ids, given.types, given.lengths, trace=trace), trace
 
-    def loss(self, ours: Trace, theirs: Trace, mask: Tensor) -> Tensor:
-        """Summed over the batch."""
-        layers = distill.layer_map(len(ours.hidden) - 1, len(theirs.hidden) - 1)
-        total = torch.zeros((), device=mask.device)
-        if self._terms.hidden:
-            apart = distill.hidden_states(ours.hidden, [theirs.hidden[n] for n in layers], mask)
-            total = total + self._terms.hidden * apart.sum()
-        if self._terms.attention:
-            apart = distill.attention_scores(ours.scores, [theirs.scores[n - 1] for n in layers[1:]], mask)
-            total = total + self._terms.attention * apart.sum()
-        return total
+    def __call__(self, given: Batch) -> Trace:
+        return self.read(given.ids, given)[1]
+
+
+class KeptStates:
+    """The hidden states a teacher had, the layers that are followed alone.
+
+    Args:
+        known: example numbers -> [L, N + 1, D] of each.
+    """
+
+    def __init__(self, known: Callable[[NDArray[np.int64]], list[Tensor]]) -> None:
+        self._known = known
+
+    def __call__(self, given: Batch) -> Trace:
+        rows = pad_sequence(self._known(given.numbers), batch_first=True)  # [B, L, N + 1, D]
+        return Trace(attention=False, hidden=list(rows.to(given.ids.device).unbind(2)))
+
+
+def apart(terms: Distillation, ours: Trace, theirs: Trace, mask: Tensor) -> Tensor:
+    """What hidden states and attention scores cost that are not a teacher's, summed over the batch."""
+    layers = distill.layer_map(len(ours.hidden) - 1, len(theirs.hidden) - 1)
+    total = torch.zeros((), device=mask.device)
+    if terms.hidden:
+        cost = distill.hidden_states(ours.hidden, [theirs.hidden[n] for n in layers], mask)
+        total = total + terms.hidden * cost.sum()
+    if terms.attention:
+        cost = distill.attention_scores(ours.scores, [theirs.scores[n - 1] for n in layers[1:]], mask)
+        total = total + terms.attention * cost.sum()
+    return total
 
 
 class TaskLoss(Objective):
@@ -48,16 +73,16 @@ class TaskLoss(Objective):
     nothing is said.
 
     Args:
-        teacher: known logits.
-        states: what follows a teacher's states, which may be another's than the logits'.
+        teacher: what it said.
+        states: what one went through, which may be another than gave the logits.
     """
 
     def __init__(
         self,
         model: Encoder,
         terms: Distillation | None = None,
-        teacher: Teacher | None = None,
-        states: Follower | None = None,
+        teacher: Logits | None = None,
+        states: States | None = None,
     ) -> None:
         super().__init__(model)
         self._terms = terms or Distillation(hard=1.0, logits=0.0)
@@ -70,7 +95,7 @@ class TaskLoss(Objective):
             return self.model(given.ids, given.types, given.lengths), torch.zeros((), device=given.ids.device)
         ours = Trace(self._terms.attention > 0)
         hidden = self.model(given.ids, given.types, given.lengths, trace=ours)
-        return hidden, self._states.loss(ours, self._states.read(given.ids, given)[1], given.mask)
+        return hidden, apart(self._terms, ours, self._states(given), given.mask)
 
 
 class SpanLoss(TaskLoss):

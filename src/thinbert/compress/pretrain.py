@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from thinbert.compress import distill
 from thinbert.compress.data import Batch, Features, collect, collect_in
 from thinbert.compress.encoder import Encoder, Trace
-from thinbert.compress.objectives import Follower
+from thinbert.compress.objectives import TorchTeacher, apart
 from thinbert.compress.recipe import Distillation
 from thinbert.compress.text import Documents
 from thinbert.compress.train import Objective
@@ -105,21 +105,21 @@ class PretrainLoss(Objective):
         tokenizer: Tokenizer,
         features: Features,
         terms: Distillation,
-        states: Follower | None = None,
+        teacher: TorchTeacher | None = None,
     ) -> None:
         super().__init__(model)
         self._mask, self._special = tokenizer.mask, (tokenizer.cls, tokenizer.sep)
         self._terms = terms
-        self._states = states
+        self._teacher = teacher
         # tokens of a sequence on average: what a sum over a sequence is divided by, the same in every batch
         self._tokens = float(features.lengths.mean())
         self._masked = max(1.0, MASKING * self._tokens)
 
     def forward(self, given: Batch) -> Tensor:
         ids, chosen = self.hide(given)
-        trace = Trace(self._terms.attention > 0) if self._states is not None and self._terms.follows_states else None
+        trace = Trace(self._terms.attention > 0) if self._teacher is not None and self._terms.follows_states else None
         hidden = self.model(ids, given.types, given.lengths, trace=trace)
-        everywhere = self._terms.everywhere and self._states is not None
+        everywhere = self._terms.everywhere and self._teacher is not None
         read = given.mask if everywhere else chosen
         logits = self.model.mlm_logits(hidden[read]).float()
         total = torch.zeros((), device=logits.device)
@@ -128,17 +128,17 @@ class PretrainLoss(Objective):
             guessed = F.cross_entropy(guesses, given.ids[chosen], reduction="sum") / self._masked
             follows = F.cross_entropy(self.model.nsp_logits(hidden).float(), given.labels["other"], reduction="sum")
             total = total + self._terms.hard * (guessed + follows)
-        if self._states is not None:
-            seen, theirs = self._states.read(ids, given)
+        if self._teacher is not None:
+            seen, theirs = self._teacher.read(ids, given)
             if self._terms.logits:
-                teacher, T = self._states.teacher, self._terms.temperature
+                teacher, T = self._teacher.model, self._terms.temperature
                 with torch.no_grad():
                     wanted, other = teacher.mlm_logits(seen[read]).float(), teacher.nsp_logits(seen).float()
                 follow = distill.soft_logits(logits, wanted, T).sum() / (self._tokens if everywhere else self._masked)
                 follow = follow + distill.soft_logits(self.model.nsp_logits(hidden), other, T).sum()
                 total = total + self._terms.logits * follow
             if trace is not None:
-                total = total + self._states.loss(trace, theirs, given.mask)
+                total = total + apart(self._terms, trace, theirs, given.mask)
         return total
 
     def hide(self, given: Batch) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,7 @@ class Distil(Distillation):
 
     teacher: str  # a stage's name, a model folder or a hub id
     states: str | None = None  # another whose hidden states and attention are followed; it must have our width
+    keep_states: bool = False  # hidden states on disk, computed once: a quarter of the time, gigabytes
 
     @model_validator(mode="after")
     def _says_something(self) -> "Distil":
@@ -77,6 +78,8 @@ class Distil(Distillation):
             raise ValueError("hard and logits are both 0: nothing would reach the heads")
         if self.states is not None and not self.follows_states:
             raise ValueError("states without hidden or attention: nothing of them is followed")
+        if self.keep_states and (not self.hidden or self.attention):
+            raise ValueError("keep_states is for hidden without attention: scores for all pairs of tokens are not kept")
         return self
 
 
@@ -122,6 +125,8 @@ class Stage(Part):
             raise ValueError("rewind: what pruning leaves of the steps must be at least 5 times the warm-up")
         if self.task == "mlm" and self.distil is not None and self.distil.states is not None:
             raise ValueError("distil.states is for tasks; in pre-training one teacher gives logits and states")
+        if self.task == "mlm" and self.distil is not None and self.distil.keep_states:
+            raise ValueError("distil.keep_states is for tasks; in pre-training the text is masked anew at each step")
         if self.task != "mlm" and self.distil is not None and self.distil.everywhere:
             raise ValueError("distil.everywhere is for pre-training")
         for name in ("unanswerable", "hold_out", "stride"):

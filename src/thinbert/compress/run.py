@@ -4,13 +4,12 @@ OUT/recipe.json          the recipe as it was last read, and its scale
 OUT/seed-N/STAGE/        the stage's run (see compress/train.py; of `once` with the first seed only), and in it
     stage.json           what was asked for; the same stage is not run twice, another is refused
     model/               the portable folder, packed/ its packed form, scores.json their scores
-OUT/cache/               what teachers said, by teacher and data; tokenised corpora
+OUT/cache/               what teachers said (see compress/teachers.py); tokenised corpora
 OUT/scores.json          the scores of all stages, over seeds
 """
 
 import difflib
 import fcntl
-import hashlib
 import json
 import math
 import platform
@@ -29,11 +28,11 @@ from accelerate.utils import InitProcessGroupKwargs
 from numpy.typing import NDArray
 
 import thinbert
-from thinbert.compress import data, distill, pretrain, scores, sources
+from thinbert.compress import data, distill, pretrain, scores, sources, teachers
 from thinbert.compress.data import Features
 from thinbert.compress.encoder import Encoder, from_checkpoint, tensor_names
 from thinbert.compress.export import write_portable
-from thinbert.compress.objectives import ClassLoss, Follower, SpanLoss
+from thinbert.compress.objectives import ClassLoss, SpanLoss, States, TorchTeacher
 from thinbert.compress.recipe import SPAN_TASKS, Distil, Distillation, Place, Recipe, Report, Stage
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.text import sha256_of
@@ -46,8 +45,8 @@ from thinbert.model.tokenizer import Tokenizer, read_tokenizer
 from thinbert.tasks import glue
 from thinbert.tasks.classify import class_order
 
+_UNCHANGING: Any = {"micro_tokens": True, "evaluations": True, "distil": {"keep_states"}}  # of what a stage makes
 _PATIENCE = timedelta(days=2)  # of processes that wait while the main one reads a corpus, asks a teacher or scores
-_ASKED = 8192  # tokens that a teacher reads at a time
 
 
 def run(place: Place) -> dict[str, Any]:
@@ -174,11 +173,13 @@ def _estimates(place: Place, timed: int) -> list[dict[str, Any]]:
 
 
 def _self_taught(stage: Stage, source: Checkpoint) -> Stage:
-    """A stage whose teacher is what it starts from. Logits are left out: a task's are asked for once, before, and in
-    pre-training they cost little beside the teacher's pass."""
+    """A stage whose teacher is what it starts from. What is asked for once is left out, a task's logits and states that
+    are kept; in pre-training logits cost little beside the teacher's pass."""
     if stage.distil is None:
         return stage
-    own = {"teacher": str(source.folder), "states": None, "hard": 1.0, "logits": 0.0}
+    own: dict[str, Any] = {"teacher": str(source.folder), "states": None, "hard": 1.0, "logits": 0.0}
+    if stage.distil.keep_states:
+        own |= {"hidden": 0.0, "keep_states": False}
     return stage.model_copy(update={"distil": stage.distil.model_copy(update=own)})
 
 
@@ -322,7 +323,7 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
     # without defaults: a later version may know more fields
     asked: dict[str, Any] = {
         # but what changes nothing of what is made
-        "stage": stage.model_dump(mode="json", exclude_defaults=True, exclude={"micro_tokens", "evaluations"}),
+        "stage": stage.model_dump(mode="json", exclude_defaults=True, exclude=_UNCHANGING),
         "start": source.sha256(),
         "scale": place.scale,
         "data": {path.name: sha256_of(path) for path in sources.files(place, stage)},
@@ -428,16 +429,20 @@ def _objective(
     _same_words(stage, teacher, tokenizer)
     if terms.logits:
         _same_task(stage, teacher)
-    states = None
+    states: States | None = None
     if stage.task == "mlm" or terms.follows_states:
         source = _teacher(place, terms.states or terms.teacher, seed)
         _same_words(stage, source, tokenizer)
         _same_shape(stage, source, model.config)
-        states = Follower(from_checkpoint(source, heads_of("mlm") if stage.task == "mlm" else {})[0], terms)
-    if stage.task == "mlm":
+        if terms.keep_states:
+            states = teachers.states(place, source, features, model.config.layers)
+        else:
+            heads = heads_of("mlm") if stage.task == "mlm" else {}
+            states = TorchTeacher(from_checkpoint(source, heads)[0], attention=terms.attention > 0)
+    if isinstance(states, TorchTeacher) and stage.task == "mlm":
         return pretrain.PretrainLoss(model, tokenizer, features, terms, states)
-    outputs = teacher_outputs(place, teacher, features, stage.task) if terms.logits else None
-    return loss(model, terms, outputs, states)
+    said = teachers.logits(place, teacher, features, stage.task) if terms.logits else None
+    return loss(model, terms, said, states)
 
 
 def _same_words(stage: Stage, teacher: Checkpoint, tokenizer: Tokenizer) -> None:
@@ -495,54 +500,3 @@ def _teachers(place: Place, stage: Stage, seed: int) -> list[str]:
     terms = stage.distil
     names = {terms.teacher, terms.states or terms.teacher} if terms else set()
     return sorted(_teacher(place, name, seed).sha256() for name in names)
-
-
-def teacher_outputs(
-    place: Place, teacher: Checkpoint, features: Features, task: str
-) -> Callable[[NDArray[np.int64]], list[NDArray[np.float16]]]:
-    """What a teacher says to every example: [L, 2] of a window, or [classes], in the task's order.
-
-    Computed once, by the engine in int8, which is many times faster than torch, and kept by teacher and data; a run
-    that was killed goes on with the example it had come to.
-    """
-    key = hashlib.sha256(f"{teacher.sha256()} {features.sha256()}".encode()).hexdigest()[:24]
-    path = place.out / "cache" / f"{key}.f16"
-    spans = task in SPAN_TASKS
-    width = 2 if spans else len(glue.TASKS[task].labels)
-    ends = features.ends if spans else np.arange(1, len(features) + 1)  # of each example's rows
-    if not path.exists():
-        place.say(f"asking the teacher {teacher.name} about {len(features)} examples (once)")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial, report = path.with_suffix(".partial"), place.report("teacher")
-        with partial.open("ab") as file:
-            first = int(np.searchsorted(ends, file.tell() // (2 * width), side="right"))
-            file.truncate(2 * width * int(ends[first - 1]) if first else 0)
-            for done, rows in _ask(teacher, features, task, first):
-                file.write(rows.astype(np.float16).tobytes())
-                report({"step": done, "of": len(features)})
-        partial.replace(path)
-    known = np.memmap(path, np.float16, "r").reshape(-1, width)
-    if len(known) != ends[-1]:
-        raise InputError(f"{path}: has {len(known)} rows; expected {ends[-1]}: delete it")
-    if spans:
-        return lambda numbers: [np.asarray(known[features.example(int(n))]) for n in numbers]
-    return lambda numbers: [np.asarray(known[int(n)]) for n in numbers]
-
-
-def _ask(teacher: Checkpoint, features: Features, task: str, first: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """How many examples a teacher has read, and the rows it gave for the last of them."""
-    packed = teacher.folder.parent / "packed"  # where it is a stage of ours
-    model = thinbert.load(str(packed if teacher.folder.name == "model" and packed.is_dir() else teacher.folder))
-    lengths, spans = features.lengths, task in SPAN_TASKS
-    order = [] if spans else class_order(teacher.config.labels, glue.TASKS[task])
-    while first < len(features):
-        last = first + 1
-        while last < len(features) and int(lengths[first : last + 1].sum()) <= _ASKED:
-            last += 1
-        at = slice(features.example(first).start, features.example(last - 1).stop)
-        read = model.forward if spans else model.classify
-        rows = read(features.ids[at], features.types[at].astype(np.int32), lengths[first:last].tolist())
-        if not spans:
-            rows = rows[:, np.argsort(order)]
-        yield last, rows
-        first = last
