@@ -74,6 +74,7 @@ if __name__ == "__main__":
         all_engines(),
         beside_openvino("patterns.json", "large-hybrid.json"),
         squad(),
+        beside_openvino("zen4-patterns.json"),
         beside_openvino("batch-32.json", "sizes.json"),
         curve(),
         kernels(),
