@@ -461,6 +461,22 @@ def test_training_under_the_engines_rounding(data: Path, base: Path, tmp_path: P
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_under_rounding_dead_neurons_are_cut_first(data: Path, base: Path, tmp_path: Path) -> None:
+    """As packing will: what a neuron without inputs adds is in the bias from the first step on."""
+    dead = tmp_path / "dead"
+    shutil.copytree(base, dead)
+    tensors = load_file(dead / "model.safetensors")
+    inner, outer = (f"bert.encoder.layer.0.{part}.dense.weight" for part in ("intermediate", "output"))
+    tensors[inner][8:12] = 0
+    save_file(tensors, dead / "model.safetensors")
+    recipe = read_recipe("bert-base-unstructured-90", "smoke", changes=changes_of("bert-base-unstructured-90", base))
+    stage = recipe.stage("squad-int8").model_copy(update={"start": None, "model": str(dead), "distil": None})
+    run.run(place_of(recipe.model_copy(update={"stages": (stage,)}), data, tmp_path / "run"))
+    made = load_file(tmp_path / "run" / "seed-1" / stage.name / "model" / "model.safetensors")[outer]
+    assert not made[:, 8:12].any()
+    assert made[:, 12:].any(axis=0).all()
+
+
 def test_nothing_to_lock(data: Path, base: Path, tmp_path: Path) -> None:
     recipe = read_recipe("bert-base-unstructured-90", "smoke", changes=changes_of("bert-base-unstructured-90", base))
     stage = recipe.stage("squad-int8").model_copy(update={"start": "base", "distil": None})

@@ -15,6 +15,7 @@ from thinbert.compress.export import write_portable
 from thinbert.compress.masks import magnitude_masks
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint
 from thinbert.model.config import parse_config
+from thinbert.model.pack import pack
 from thinbert.model.quantize import dequantize_rows, quantize_rows
 from thinbert.runtime.engine import Engine
 
@@ -87,6 +88,46 @@ def test_rounding_is_the_engines(tmp_path: Path, config: dict[str, Any]) -> None
     apart = np.abs(rounded - engine).max(axis=1) / np.abs(exact).max()
     assert np.mean(apart < 5e-4) > 0.5
     assert np.abs(rounded - engine).mean() < 0.25 * np.abs(exact - engine).mean()
+
+
+def test_rounding_is_the_packed_models(tmp_path: Path) -> None:
+    """Of a model that packing takes a head and neurons from, some of them with constants to leave behind."""
+    config = tiny.bert_config(intermediate_size=1600, num_hidden_layers=1)
+    tensors, random = tiny.bert_tensors(config), np.random.default_rng(1)
+    layer = "bert.encoder.layer.0"
+    inner, outer = tensors[f"{layer}.intermediate.dense.weight"], tensors[f"{layer}.output.dense.weight"]
+    inner[:400], outer[:, 400:700] = 0, 0  # whole blocks of columns
+    outer *= (random.uniform(size=(128, 400)) < 0.2).repeat(4, axis=1)  # 1x4 blocks, for whose sake
+    inner[random.choice(np.arange(700, 1600), 60, replace=False)] = 0  # some stay that are dead
+    tensors[f"{layer}.intermediate.dense.bias"] += 0.5
+    tensors[f"{layer}.attention.self.value.weight"][:32] = 0
+    checkpoint = read_checkpoint(tiny.write_model(tmp_path / "m", config, tensors))
+    ids, types, lengths = tiny.ragged(LENGTHS)
+    plain, model = (from_checkpoint(checkpoint, {"span": 0})[0] for _ in range(2))
+    model.set_masks({name: linear.weight != 0 for name, linear in model.prunable().items()})
+    model.cut_dead()
+    given = padded(ids, types, lengths)
+    with torch.no_grad():
+        torch.testing.assert_close(model(*given), plain(*given), rtol=1e-4, atol=2e-5)  # still the same function
+        for each in (model, plain):
+            each.set_quantised(True)
+            for name in ("token", "position", "token_type"):
+                table = getattr(each, name).weight
+                table.copy_(torch.from_numpy(dequantize_rows(*quantize_rows(table.numpy()))))
+        rounded, uncut = (ragged(each(*given), lengths) for each in (model, plain))
+    pack(checkpoint, tmp_path / "packed")
+    packed = read_checkpoint(tmp_path / "packed")
+    assert (packed.config.heads[0], packed.config.ffn[0]) == (3, 900)
+    assert model.layers[0].ffn_out.columns.shape == (900,)  # type: ignore[union-attr]
+    engine, exact = Engine(packed).hidden(ids, types, lengths), Reference(checkpoint).hidden(ids, types, lengths)
+    assert np.abs(rounded - engine).mean() < 0.05 * np.abs(exact - engine).mean()
+    assert np.abs(uncut - engine).mean() > 0.2 * np.abs(exact - engine).mean()
+    # and what is trained so is packed alike
+    again = read_checkpoint(write_portable(model, {"span": 0}, checkpoint, tmp_path / "again").folder)
+    pack(again, tmp_path / "repacked")
+    assert read_checkpoint(tmp_path / "repacked").config.ffn == packed.config.ffn
+    repacked = Engine(read_checkpoint(tmp_path / "repacked"))
+    np.testing.assert_allclose(repacked.hidden(ids, types, lengths), engine, atol=1e-4)
 
 
 def test_dropout_of_rounded_attention() -> None:

@@ -4,17 +4,20 @@ Modules carry the field names of model/weights.py; families.py says what a check
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinbert.compress import qat
 from thinbert.errors import ModelError
+from thinbert.model import weights
 from thinbert.model.checkpoint import Checkpoint
+from thinbert.model.compact import compact
 from thinbert.model.config import EncoderConfig
 from thinbert.model.families import FAMILIES, Family
 
@@ -34,13 +37,19 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs)
         self.register_buffer("mask", None)
         self.quantised = False
+        self.columns: Tensor | None = None  # which of its inputs packing keeps, where it cuts some
 
     def matrix(self) -> Tensor:
         return self.weight if self.mask is None else self.weight * self.mask
 
+    def mask_also(self, kept: Tensor) -> None:
+        """Masks what is not kept, [N, 1] or [K], beside what is masked already."""
+        kept = kept.expand_as(self.weight)
+        self.mask = kept.clone() if self.mask is None else self.mask & kept
+
     def forward(self, x: Tensor) -> Tensor:
         if self.quantised:
-            return qat.linear(x, self.matrix(), self.bias)
+            return qat.linear(x, self.matrix(), self.bias, self.columns)
         return F.linear(x, self.matrix(), self.bias)
 
 
@@ -114,6 +123,21 @@ class Layer(nn.Module):
         attend = qat.attention if self.query.quantised else attention
         context = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return context.transpose(1, 2).reshape(B, L, -1)
+
+    def arrays(self) -> weights.Layer:
+        """As the inference side has it, masked weights as zeros."""
+
+        def array(tensor: Tensor) -> NDArray[np.float32]:
+            return tensor.detach().float().cpu().numpy()
+
+        parts: dict[str, weights.Linear | weights.Norm] = {}
+        for f in fields(weights.Layer):
+            module = getattr(self, f.name)
+            if isinstance(module, Linear):
+                parts[f.name] = weights.Linear(array(module.matrix()), array(module.bias))
+            else:
+                parts[f.name] = weights.Norm(array(module.weight), array(module.bias))
+        return weights.Layer(**parts)  # type: ignore[arg-type]
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -231,6 +255,30 @@ class Encoder(nn.Module):
         """Rounds weights and activations of the layers as the engine does, from the next pass on."""
         for linear in self.linears().values():
             linear.quantised = on
+
+    def cut_dead(self) -> None:
+        """What packing does to heads and neurons that cannot matter (model/compact.py), before a locked pattern is
+        trained under the engine's rounding: what they add goes into biases, their weights are masked, and products are
+        rounded over the columns that stay, as in the packed model."""
+        layers = [cast(Layer, layer) for layer in self.layers]
+        cut = compact(self.config, tuple(layer.arrays() for layer in layers))
+        for layer, packed, heads, neurons in zip(layers, cut.layers, cut.heads, cut.neurons, strict=True):
+            features = heads.repeat(self.config.head_size)
+            alive = np.zeros_like(neurons)  # of those that stay for the sake of their block some are dead
+            alive[neurons] = packed.ffn_in.weight.any(axis=1)
+            for inner, outer, bias, stays, matters in (
+                ("query key value", layer.attention_output, packed.attention_output.bias, features, features),
+                ("ffn_in", layer.ffn_out, packed.ffn_out.bias, neurons, alive),
+            ):
+                if matters.all():
+                    continue
+                live = torch.from_numpy(matters).to(outer.weight.device)
+                for name in inner.split():
+                    getattr(layer, name).mask_also(live[:, None])
+                outer.mask_also(live)
+                outer.columns = torch.from_numpy(stays.nonzero()[0]).to(outer.weight.device)
+                with torch.no_grad():
+                    outer.bias.copy_(torch.from_numpy(bias))
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Masks by the names of `prunable`; what a mask drops counts as zero from now on."""

@@ -3,7 +3,7 @@
 What training sees of the layers under these functions is what the engine computes of the same matrices, up to the last
 bits of floats: weights s8 with a scale per row, activations u8 with a scale and zero point per token and piece of
 columns, queries, keys and values s8 per token and head, probabilities u8. Everything runs in float32, which holds the
-integers exactly. Packing may cut columns out, and pieces then end elsewhere; embeddings and heads are not rounded here.
+integers exactly. Embeddings and heads are not rounded here.
 """
 
 import math
@@ -49,9 +49,11 @@ def tokens(x: Tensor) -> Tensor:
     return straight_through(((q - zero) * step).to(x.dtype), x)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W^T + b with both sides rounded."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor, columns: Tensor | None = None) -> Tensor:
+    """x W^T + b with both sides rounded, over some columns alone where others are zero and packing cuts them out."""
     with torch.autocast(x.device.type, enabled=False):
+        if columns is not None:
+            x, weight = x[..., columns], weight[:, columns]
         w, x, y = rows(weight.float()), x.float(), bias.float()
         for p in pieces(x.shape[-1]):
             y = y + tokens(x[..., p]) @ w[:, p].T

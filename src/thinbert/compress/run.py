@@ -256,6 +256,8 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
         if all(bool(mask.all()) for mask in masks.values()):
             raise InputError(f"stage {stage.name}: lock, but {source.name} has no zeros to keep")
         model.set_masks(masks)
+        if stage.quantise:
+            model.cut_dead()
     tokenizer = read_tokenizer(source.folder, vocabulary=source.config.vocabulary)
     with process.main_process_first():
         features = sources.training(place, stage, tokenizer, source.config.positions)
