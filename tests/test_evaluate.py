@@ -342,6 +342,24 @@ def test_progress_on_a_pipe(tmp_path: Path, tiny_folder: Path) -> None:
     assert re.fullmatch(r"5/10 questions, [\d.]+/s, \d+ s left\n", err.getvalue())
 
 
+def test_stages_on_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from thinbert import progress
+
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.stages() as report:
+        line = report("squad")
+        for step, at in ((50, 100), (60, 105), (100, 150), (590, 640), (600, 650)):
+            now[0] = at
+            line({"step": step, "of": 600, "loss": 1.5, "rate": 1e-4})
+    assert capsys.readouterr().err.splitlines() == [
+        "squad: 50/600, loss 1.5",
+        "squad: 100/600, loss 1.5, 8 min left",  # one a second
+        "squad: 590/600, loss 1.5, 10 s left",
+        "squad: 600/600, loss 1.5",
+    ]
+
+
 # --- score ------------------------------------------------------------------------------------------------------------
 
 

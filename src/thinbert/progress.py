@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from thinbert import show
+
 T = TypeVar("T")
 Count = Callable[[int, int | None], None]  # how many are done, and of how many (None: not known)
 
@@ -65,8 +67,15 @@ class _LineProgress:
         rate = self._rate(done)
         if time.monotonic() >= self._next and rate > 0:
             self._next = time.monotonic() + self._every
-            of, left = (f"/{total}", f", {(total - done) / rate:.0f} s left") if total is not None else ("", "")
+            of, left = (f"/{total}", _left(total - done, rate)) if total is not None else ("", "")
             print(f"{done}{of} {self._unit}, {rate:.1f}/s{left}", file=sys.stderr, flush=True)
+
+
+def _left(things: int, rate: float) -> str:
+    if not (things and rate):
+        return ""
+    seconds = things / rate
+    return f", {show.duration(seconds) if seconds >= 120 else f'{seconds:.0f} s'} left"
 
 
 _SHOWN = ("loss", "density", "dev_f1", "dev_accuracy", "mlm_loss", "tokens_per_second")
@@ -78,14 +87,16 @@ def stages() -> Iterator[Callable[[str], Callable[[Mapping[str, Any]], None]]]:
     if not sys.stderr.isatty():
 
         def lines(stage: str) -> Callable[[Mapping[str, Any]], None]:
-            last = 0.0
+            last, rate = 0.0, _Rate()
 
             def line(log: Mapping[str, Any]) -> None:
                 nonlocal last
+                now = rate(log["step"])
                 if time.monotonic() - last >= 10 or log["step"] == log["of"]:
                     last = time.monotonic()
                     rest = "".join(f", {k} {log[k]:.4g}" for k in _SHOWN if k in log)
-                    print(f"{stage}: {log['step']}/{log['of']}{rest}", file=sys.stderr)
+                    left = _left(log["of"] - log["step"], now)
+                    print(f"{stage}: {log['step']}/{log['of']}{rest}{left}", file=sys.stderr, flush=True)
 
             return line
 
