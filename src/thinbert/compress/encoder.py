@@ -266,19 +266,9 @@ class Encoder(nn.Module):
             features = heads.repeat(self.config.head_size)
             alive = np.zeros_like(neurons)  # of those that stay for the sake of their block some are dead
             alive[neurons] = packed.ffn_in.weight.any(axis=1)
-            for inner, outer, bias, stays, matters in (
-                ("query key value", layer.attention_output, packed.attention_output.bias, features, features),
-                ("ffn_in", layer.ffn_out, packed.ffn_out.bias, neurons, alive),
-            ):
-                if matters.all():
-                    continue
-                live = torch.from_numpy(matters).to(outer.weight.device)
-                for name in inner.split():
-                    getattr(layer, name).mask_also(live[:, None])
-                outer.mask_also(live)
-                outer.columns = torch.from_numpy(stays.nonzero()[0]).to(outer.weight.device)
-                with torch.no_grad():
-                    outer.bias.copy_(torch.from_numpy(bias))
+            heard = [layer.query, layer.key, layer.value]
+            _cut(heard, layer.attention_output, packed.attention_output.bias, stays=features, matters=features)
+            _cut([layer.ffn_in], layer.ffn_out, packed.ffn_out.bias, stays=neurons, matters=alive)
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Masks by the names of `prunable`; what a mask drops counts as zero from now on."""
@@ -288,6 +278,26 @@ class Encoder(nn.Module):
 
     def masks(self) -> dict[str, Tensor]:
         return {name: linear.mask for name, linear in self.prunable().items() if linear.mask is not None}
+
+
+def _cut(
+    inner: Sequence[Linear],
+    outer: Linear,
+    bias: NDArray[np.float32],
+    *,
+    stays: NDArray[np.bool_],
+    matters: NDArray[np.bool_],
+) -> None:
+    """Masks outputs of `inner`, inputs of `outer`, that do not matter; `outer` is rounded over what stays."""
+    if matters.all():
+        return
+    kept = torch.from_numpy(matters).to(outer.weight.device)
+    for linear in inner:
+        linear.mask_also(kept[:, None])
+    outer.mask_also(kept)
+    outer.columns = torch.from_numpy(stays.nonzero()[0]).to(outer.weight.device)
+    with torch.no_grad():
+        outer.bias.copy_(torch.from_numpy(bias))
 
 
 def tensor_names(config: EncoderConfig, heads: Mapping[str, int]) -> dict[str, str]:
