@@ -6,6 +6,7 @@ import os
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -317,14 +318,14 @@ def test_the_rest_goes_on(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Good text.")
     (tmp_path / "b.pdf").write_bytes(files.pdf([["x"]])[:100])
     (tmp_path / "c.txt").touch()
-    (tmp_path / "d.txt").write_bytes(b"x" * 2_000_001)
+    (tmp_path / "d.txt").write_bytes(b"x" * 2_100_000)
     (tmp_path / "e.pdf").write_bytes(files.pdf([["Page one."], []]))
     report = Report()
     read = list(read_documents([str(tmp_path)], report, max_mb=2))
     assert [Path(d.name).name for d in read] == ["a.txt", "e.pdf"]
     reasons = {Path(name).name: reason for name, reason in report.skipped}
     assert reasons.keys() == {"b.pdf", "c.txt", "d.txt"}
-    assert reasons["d.txt"] == "has 2 MB; files of up to 2 MB are read (--max-mb)"
+    assert reasons["d.txt"] == "has 2.1 MB, more than 2 MB (--max-mb)"
     assert [(Path(n).name, note) for n, note in report.notes] == [
         ("e.pdf", "no text layer on page 2: images, or empty")
     ]
@@ -405,3 +406,115 @@ def test_a_sentence_without_end_is_cut() -> None:
 
 def test_files_of_unknown_kinds_are_read_as_text() -> None:
     assert parse_document("x", b"y", ".unknown") == Document("x", (Page("y"),))
+
+
+# --- what a second look found ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "headings"),
+    [
+        ("# Title\n---\ntext", ["Title"]),
+        ("---\ntitle: x\nauthor: y\n---\n\ntext", []),
+        ("---\n\nnot front matter\n---\n", ["not front matter"]),
+        ("- item\n---", []),
+        ("> quote\n---", []),
+        ("```\ncode\n```\n---", []),
+        ("|---|---|\n---", []),
+        ("# Programming in C#", ["Programming in C#"]),
+        ("## Closed ##\n", ["Closed"]),
+        ("```x``` is inline\n\n# Heading", ["Heading"]),
+        ("# One\n\n- ```sh\n  ls\n  ```\n\n# Two", ["One", "Two"]),
+        ("1. ```\n   ls\n   ```\n\n# Two\n\n```\n# comment in code\n```", ["Two"]),
+        ("  Two\n===", ["Two"]),
+        ("    code\n---", []),
+    ],
+)
+def test_headings_of_markdown(text: str, headings: list[str]) -> None:
+    (page,) = parse_document("x.md", text.encode(), ".md").pages
+    assert [h for _, h in page.headings] == headings
+    for at, heading in page.headings:
+        assert heading in page.text[at:].splitlines()[0]
+
+
+def test_word_headings_are_of_their_own_paragraph() -> None:
+    """Not of the table before, nor of what a paragraph was before it was changed."""
+
+    def paragraph(text: str, properties: str) -> str:
+        return f"<w:p><w:pPr>{properties}</w:pPr><w:r><w:t>{text}</w:t></w:r></w:p>"
+
+    was = '<w:pPrChange><w:pPr><w:pStyle w:val="{}"/></w:pPr></w:pPrChange>'
+    body = "<w:tbl><w:tr><w:tc>" + paragraph("cell", '<w:pStyle w:val="Heading1"/>') + "</w:tc></w:tr></w:tbl>"
+    body += paragraph("After a table.", "") + paragraph("Now text.", was.format("Heading1"))
+    body += paragraph("Now a heading", '<w:pStyle w:val="Heading2"/>' + was.format("Normal"))
+    (page,) = parse_document("x.docx", files.docx(body), ".docx").pages
+    assert [h for _, h in page.headings] == ["Now a heading"]
+
+
+SPACES = files.docx(
+    f"<w:tbl><w:tr><w:tc><w:p><w:r><w:t xml:space='preserve'>a{' ' * 160_000}b</w:t></w:r></w:p></w:tc></w:tr></w:tbl>"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix"),
+    [
+        (b'<meta charset="punycode">-' + b"a" * 400_000, ".html"),
+        ((("," * 40_000) + "\n" + "a\n" * 40_000).encode(), ".csv"),
+        (
+            files.docx(f"<w:tbl><w:tr><w:tc><w:p><w:r><w:t>a{' ' * 160_000}b</w:t></w:r></w:p></w:tc></w:tr></w:tbl>"),
+            ".docx",
+        ),
+    ],
+)
+def test_small_files_that_could_take_long(content: bytes, suffix: str) -> None:
+    begun = time.process_time()
+    with suppress(InputError):
+        parse_document("x", content, suffix)
+    assert time.process_time() - begun < 2  # each took 3 to 14 seconds, and four times that at twice the size
+
+
+def test_html_that_only_looks_unread() -> None:
+    content = b"<p>before</p><style-guide>shown</style-guide><!--><p>between</p><!---><h1>One<br>Two</h1>"
+    (page,) = parse_document("x.html", content, ".html").pages
+    assert page.text.split() == ["before", "shown", "between", "One", "Two"]
+    assert [h for _, h in page.headings] == ["One Two"]
+
+
+def test_columns_without_a_name_lose_nothing() -> None:
+    (page,) = parse_document("x.csv", b"a,,column 2\n1,2,3\n", ".csv").pages
+    assert page.text == "a: 1.\ncolumn 2: 2.\ncolumn 2 (2): 3"
+
+
+def test_links_between_folders_are_walked_once(tmp_path: Path) -> None:
+    """Workspaces link each package under the others: there are more ways to a folder than one could walk."""
+    for i in range(20):
+        (tmp_path / f"p{i}" / "deps").mkdir(parents=True)
+        (tmp_path / f"p{i}" / f"{i}.md").write_text("text")
+        for j in range(i + 1, 20):
+            (tmp_path / f"p{i}" / "deps" / f"p{j}").symlink_to(tmp_path / f"p{j}")
+    assert len(list(find_files([str(tmp_path)], Report()))) == 20
+    round_and_round = tmp_path / "p0" / "round"
+    for name in ("x", "y"):
+        round_and_round.mkdir(exist_ok=True)
+        (round_and_round / name).symlink_to(".")
+    (round_and_round / ".hidden.md").write_text("hidden")
+    found = list(find_files([str(tmp_path / "**" / "*.md")], Report()))
+    assert sorted(Path(f).name for f in found) == sorted(f"{i}.md" for i in range(20))
+
+
+def test_folders_too_deep(tmp_path: Path) -> None:
+    at = tmp_path
+    for _ in range(300):
+        at /= "d"
+    at.mkdir(parents=True)
+    report = Report()
+    assert list(find_files([str(tmp_path)], report)) == []
+    ((_, reason),) = report.skipped
+    assert reason == "lies more than 200 folders deep"
+
+
+def test_limits_larger_than_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Some text.")
+    for limit in (1e9, float("inf")):
+        assert read_document(str(tmp_path / "a.txt"), max_mb=limit).pages[0].text == "Some text."

@@ -19,7 +19,7 @@ import files
 from conftest import Cli
 from thinbert.api import Model
 from thinbert.corpus.ask import ask
-from thinbert.corpus.documents import text_document
+from thinbert.corpus.documents import parse_document, text_document
 from thinbert.corpus.index import Corpus, View
 from thinbert.errors import InputError
 
@@ -327,3 +327,159 @@ def test_command_line(cli: Cli, docs: Path, tmp_path: Path) -> None:
     assert "1 removed, 2 unchanged" in cli("index", "--index", index).out
     assert cli("ask", "Who built the mill?", "--index", tmp_path).code == 2
     assert "no index here" in cli("index", "--index", tmp_path / "none").err
+
+
+# --- what a second look found ---------------------------------------------------------------------------------------
+
+AS_NOBODY = """
+import os, shutil, sys, tempfile
+from pathlib import Path
+from thinbert.corpus.documents import parse_document
+from thinbert.corpus.index import Corpus
+Corpus.in_memory([parse_document("x", b"text", ".txt")])  # all there is to import, which may lie where nobody reads
+if os.getuid() == 0:
+    os.setuid(65534)
+root = Path(tempfile.mkdtemp(dir="/tmp"))
+docs, index = root / "docs", root / "index"
+(docs / "sub").mkdir(parents=True)
+(docs / "a.txt").write_text("Anna built the mill.")
+(docs / "sub" / "b.txt").write_text("Ida kept the lighthouse.")
+Corpus.create(index).update([str(docs)])
+try:
+    (docs / "sub").chmod(0)
+    (docs / "a.txt").write_text("Anna Voss built the mill.")
+    for names in ([str(docs)], []):
+        changes = Corpus.open(index).update(names)
+        print(changes.updated, changes.removed, len(Corpus.open(index).files()))
+    (docs / "sub").chmod(0o755)
+    for file in index.iterdir():
+        file.chmod(0o444)
+    index.chmod(0o555)
+    try:
+        Corpus.open(index)
+    except Exception as e:
+        print(type(e).__name__, "delete" in str(e), "nothing may be written" in str(e))
+finally:
+    (docs / "sub").chmod(0o755)
+    index.chmod(0o755)
+    shutil.rmtree(root)
+"""
+
+
+def test_folders_that_may_not_be_entered_or_written() -> None:
+    """As somebody who is not root: root may everything."""
+    done = subprocess.run([sys.executable, "-c", AS_NOBODY], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["1 0 2", "0 0 2", "InputError False True"]
+
+
+@pytest.mark.parametrize("kind", ["idx", "store", "term"])
+def test_a_damaged_index_is_said_to_be(kind: str, cli: Cli, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for n in range(30):
+        (docs / f"{n}.txt").write_text(f"Anna Voss built mill number {n} by the river. It burned down {n + 1} times.")
+    index = tmp_path / "index"
+    Corpus.create(str(index)).update([str(docs)])
+    for file in index.glob(f"*.{kind}"):
+        content = bytearray(file.read_bytes())
+        for at in range(0, max(1, len(content) - 400), 7):
+            content[at] ^= 0xFF
+        file.write_bytes(content)
+    r = cli("ask", "Who built the mill?", "--index", index)
+    assert r.code == 2
+    assert "the index is damaged" in r.err
+    assert "Traceback" not in r.err
+
+
+def test_what_is_no_file_any_more(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    a, b = tmp_path / "docs" / "a.txt", tmp_path / "docs" / "b.txt"
+    a.write_text("Anna built the mill.")
+    b.write_text("x" * 2000)
+    corpus = Corpus.create(tmp_path / "index")
+    corpus.update([str(tmp_path / "docs")])
+    a.unlink()
+    os.mkfifo(a)
+    b.touch()
+    os.utime(b, ns=(1, 1))
+    changes = corpus.update(max_mb=0.001)
+    assert [f.path for f in corpus.files()] == [str(b)]  # too large now, and still what was indexed
+    assert dict(changes.report.skipped) == {
+        str(a): "is not a file",
+        str(b): "has 0.0 MB, more than 0.001 MB (--max-mb)",
+    }
+
+
+def test_files_gone_from_folders_that_a_pattern_named(tmp_path: Path) -> None:
+    for name in ("docs1", "docs2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"Text of {name}.")
+    corpus = Corpus.create(tmp_path / "index")
+    corpus.update([str(tmp_path / "docs*")])
+    (tmp_path / "docs1" / "a.txt").unlink()
+    assert corpus.update([str(tmp_path / "docs*")]).removed == 1
+
+
+def test_an_index_follows_what_another_process_wrote_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("Version one, by Anna.")
+    at = file.stat()
+    index = tmp_path / "index"
+    corpus = Corpus.create(index)
+    corpus.update([str(file)])
+    writer = corpus.writer
+
+    def late() -> Any:
+        file.write_text("Version two, by Jean Petit.")
+        Corpus.open(index).update([str(file)])
+        file.write_text("Version one, by Anna.")
+        os.utime(file, ns=(at.st_atime_ns, at.st_mtime_ns))
+        return writer()
+
+    monkeypatch.setattr(corpus, "writer", late)
+    corpus.update([str(file)])
+    assert corpus.page(str(file), 1).text == "Version one, by Anna."
+
+
+def test_folders_of_others(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.txt").write_text("Anna built the mill.")
+    (tmp_path / "proj").mkdir()
+    (tmp_path / "proj" / "meta.json").write_text("{}")
+    r = cli("index", tmp_path / "d", "--index", tmp_path / "proj")
+    assert r.code == 2
+    assert "is not empty and no index" in r.err
+    with pytest.raises(InputError, match="the name is not UTF-8"):
+        Corpus.create(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+
+
+def test_a_working_folder_without_a_name_in_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus.create(tmp_path / "index")
+    (tmp_path / "good.txt").write_text("Anna built the mill.")
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/cw\xe9"))
+    strange.mkdir()
+    (strange / "a.txt").write_text("Ida kept the lighthouse.")
+    monkeypatch.chdir(strange)
+    changes = corpus.update(["a.txt", str(tmp_path / "good.txt")])
+    assert changes.added == 1
+    assert [reason for _, reason in changes.report.skipped] == ["its name is not UTF-8; rename it"]
+
+
+def test_a_title_is_found_where_a_heading_begins_the_page() -> None:
+    page = parse_document("x.html", b"<title>Zebra farming</title><h1>Intro</h1><p>Some text about it all.", ".html")
+    corpus = Corpus.in_memory([page])
+    assert corpus.search("zebra farming", 1)
+    assert corpus.search("intro", 1)
+
+
+def test_other_places_of_an_answer_may_be_stale(cli: Cli, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for name in "ab":
+        (docs / f"{name}.txt").write_text("The mill was built by Anna Voss in 1802.")
+    cli("index", docs, "--index", tmp_path / "index")
+    (docs / "b.txt").unlink()
+    said = json.loads(cli("ask", "Who built the mill?", "--index", tmp_path / "index", "--json").out)
+    assert len(said["stale"]) == 1
+    assert said["stale"][0].endswith("b.txt")

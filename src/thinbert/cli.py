@@ -88,6 +88,9 @@ def main() -> NoReturn:
             sys.exit(70)  # and not 1, which says that there is no answer
         usage()
         sys.exit(getattr(e, "exit_code", 2))
+    except BaseException:  # a panic of a library in Rust
+        traceback.print_exc()
+        sys.exit(70)
     sys.exit(code or 0)
 
 
@@ -167,7 +170,7 @@ def _ask(
     started = time.perf_counter()
     found = ask(loaded, question, corpus, top_k=top_k, passages=passages or READ, threshold=threshold)
     seconds = time.perf_counter() - started
-    stale = corpus.stale({c.place.file for c in found.citations}) if index is not None else []
+    stale = corpus.stale(found.files) if index is not None else []
     if as_json:
         show.print_json(show.ask_json(question, found, report, stale, model, seconds))
     else:

@@ -1,12 +1,14 @@
 """Questions over documents: retrieve passages, read them in one batch, rank what was found on one scale, cite it."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thinbert.api import Model
-from thinbert.corpus.index import Corpus, Hit, View
+from thinbert.corpus.index import Corpus, Hit
+from thinbert.corpus.pages import Page
 from thinbert.errors import InputError
 from thinbert.tasks import qa
 from thinbert.tasks.calibration import log_odds
@@ -77,6 +79,11 @@ class Found:
     threshold: float
     read: int  # passages
 
+    @property
+    def files(self) -> set[str]:
+        """All that are cited."""
+        return {place.file for c in self.citations for place in (c.place, *c.also)}
+
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -125,8 +132,9 @@ def ask(
         hits += [h for h in view.all(passages) if (h.file, h.page, h.start) not in found]
     spans = max(qa.N_BEST, math.ceil(_CANDIDATES_PER_ANSWER * top_k / max(1, len(hits))))
     candidates, no_answer = _read(model, question, hits, spans)
-    answers = _distinct(candidates)[:top_k]
-    cited = tuple(_cite(view, best, score, tuple(also)) for best, score, also in answers)
+    answers = _distinct(candidates)[: top_k if no_answer <= threshold else 1]
+    page = functools.cache(view.page)  # which may be a book
+    cited = tuple(_cite(page, best, score, tuple(also)) for best, score, also in answers)
     if no_answer > threshold:
         return Found((), cited[0] if cited else None, no_answer, threshold, len(hits))
     return Found(cited, None, no_answer, threshold, len(hits))
@@ -181,9 +189,11 @@ def _distinct(candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, float,
     return sorted(found.values(), key=lambda answer: -answer[1])
 
 
-def _cite(view: View, candidate: _Candidate, score: float, also: tuple[Place, ...]) -> Citation:
+def _cite(
+    page_of: Callable[[str, int], Page], candidate: _Candidate, score: float, also: tuple[Place, ...]
+) -> Citation:
     place = candidate.place
-    page = view.page(place.file, place.page)
+    page = page_of(place.file, place.page)
     first, last = page.sentence(place.start, place.end)
     return Citation(
         text=candidate.answer.text,

@@ -7,14 +7,20 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from thinbert.corpus.pages import Page, is_text
 from thinbert.corpus.readers import READERS, Read, read_text
 from thinbert.errors import InputError
 
 STDIN, _STDIN_SHOWN = "-", "standard input"
+_DEEPEST = 200  # folders in one another
 _LONGEST_HEADING = 200  # characters of headings and labels
 MAX_MB = 100  # of a file: larger ones are seldom documents, and everything of a file is held at once
+
+
+class TooLargeError(InputError):
+    """Larger than files that are read; another limit would let it in."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +67,21 @@ def find_files(names: Iterable[str], report: Report) -> Iterator[str]:
         InputError: a name means nothing.
     """
     seen: set[str] = set()
+    walked: set[tuple[int, int]] = set()
     for name in names:
-        if name == STDIN or not _is_pattern(name):
-            if name != STDIN and not os.path.lexists(name):
-                raise InputError(f"{name}: no such file or folder")
-            found: Iterable[str] = _under(name, report) if name != STDIN and Path(name).is_dir() else [name]
-        else:
-            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (absolute patterns too)
+        matches = [name]
+        if name != STDIN and _is_pattern(name):
+            matches = _matches(name)
             if not matches:
                 raise InputError(f"{name}: matches no file")
-            found = (f for m in matches for f in (_under(m, report) if Path(m).is_dir() else [m]))
-        for file in found:
+        elif name != STDIN:
+            try:
+                os.lstat(name)
+            except (FileNotFoundError, NotADirectoryError):
+                raise InputError(f"{name}: no such file or folder") from None
+            except OSError as e:
+                raise InputError(f"{name}: cannot be read: {e.strerror}") from None
+        for file in (f for m in matches for f in (_under(m, report, walked) if _is_folder(m) else [m])):
             if not is_text(file):
                 shown = tame_text(file, 1000)
                 report.skipped.append((shown, "its name is not UTF-8; rename it"))
@@ -82,12 +92,37 @@ def find_files(names: Iterable[str], report: Report) -> Iterator[str]:
                 yield file
 
 
+def folders(names: Iterable[str]) -> Iterator[str]:
+    """Those of the names, and of what patterns among them match, that are folders."""
+    for name in names:
+        yield from filter(_is_folder, _matches(name) if _is_pattern(name) else [name])
+
+
+def _is_folder(name: str) -> bool:
+    return name != STDIN and os.path.isdir(name)  # noqa: PTH112 (a Path raises where it may not look)
+
+
 def _is_pattern(name: str) -> bool:
     return glob.has_magic(name) and not os.path.lexists(name)
 
 
-def _under(folder: str, report: Report) -> Iterator[str]:
-    """Files of a folder and those below, in order of their names. A link to a folder above it leads nowhere."""
+def _matches(pattern: str) -> list[str]:
+    """Names that a pattern stands for, in order. `**` does not go through links, which may lead round and round."""
+    if "**" not in pattern:
+        return sorted(glob.glob(pattern))  # noqa: PTH207 (absolute patterns too)
+    parts = Path(pattern).parts
+    first = next(n for n, part in enumerate(parts) if glob.has_magic(part))
+    base = Path(*parts[:first])
+    found = (f.relative_to(base) for f in base.glob(str(Path(*parts[first:]))))
+    return sorted(str(base / f) for f in found if not any(part.startswith(".") for part in f.parts))
+
+
+def _under(folder: str, report: Report, walked: set[tuple[int, int]]) -> Iterator[str]:
+    """Files of a folder and those below, in order of their names.
+
+    Args:
+        walked: folders that need not be walked again, whatever links lead to them; those of this one are added.
+    """
 
     def walk(at: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
         try:
@@ -100,6 +135,12 @@ def _under(folder: str, report: Report) -> Iterator[str]:
         if key in above:
             report.skipped.append((at, "links back to a folder above it"))
             return
+        if len(above) == _DEEPEST:
+            report.skipped.append((at, f"lies more than {_DEEPEST} folders deep"))
+            return
+        if key in walked:
+            return
+        walked.add(key)
         for entry in entries:
             if entry.name.startswith("."):
                 continue
@@ -180,12 +221,9 @@ def content_of(path: Path, max_mb: float) -> bytes:
         if not (stat.S_ISREG(size.st_mode) or stat.S_ISFIFO(size.st_mode)):
             raise InputError("is not a file")
         if size.st_size > max_mb * 1e6:
-            raise InputError(f"has {size.st_size / 1e6:.0f} MB; files of up to {max_mb:g} MB are read (--max-mb)")
+            raise TooLargeError(f"has {size.st_size / 1e6:.1f} MB, more than {max_mb:g} MB (--max-mb)")
         with path.open("rb") as file:
-            content = file.read(int(max_mb * 1e6) + 1)
-        if len(content) > max_mb * 1e6:
-            raise InputError(f"has more than {max_mb:g} MB (--max-mb)")
-        return content
+            return _at_most(file, max_mb)
     except FileNotFoundError:
         raise InputError("no such file") from None
     except OSError as e:
@@ -195,7 +233,14 @@ def content_of(path: Path, max_mb: float) -> bytes:
 def _read_stdin(max_mb: float) -> bytes:
     if sys.stdin is None:
         raise InputError("is closed")
-    content = sys.stdin.buffer.read(int(max_mb * 1e6) + 1)
-    if len(content) > max_mb * 1e6:
-        raise InputError(f"has more than {max_mb:g} MB (--max-mb)")
-    return content
+    return _at_most(sys.stdin.buffer, max_mb)
+
+
+def _at_most(file: IO[bytes], max_mb: float) -> bytes:
+    """All of a file or pipe, in pieces: a limit may be larger than memory."""
+    content = bytearray()
+    while piece := file.read(1 << 20):
+        content += piece
+        if len(content) > max_mb * 1e6:
+            raise TooLargeError(f"has more than {max_mb:g} MB (--max-mb)")
+    return bytes(content)

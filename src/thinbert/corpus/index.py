@@ -10,6 +10,8 @@ last commit. Documents in it are of two kinds:
 import hashlib
 import json
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,8 +21,19 @@ from typing import Any
 
 import tantivy
 
-from thinbert.corpus.documents import MAX_MB, STDIN, Document, Report, content_of, find_files, parse_document
-from thinbert.corpus.pages import Page, passages, unlike
+from thinbert.corpus.documents import (
+    MAX_MB,
+    STDIN,
+    Document,
+    Report,
+    TooLargeError,
+    content_of,
+    find_files,
+    folders,
+    parse_document,
+    tame_text,
+)
+from thinbert.corpus.pages import Page, is_text, passages, unlike
 from thinbert.errors import InputError, StorageError
 from thinbert.model.checkpoint import write_atomic
 
@@ -29,6 +42,7 @@ _HEAP = 64_000_000  # bytes that the writer fills before it writes a segment
 _COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # text or time after which work is made safe
 _WEIGHTS = {"body": 1.0, "heading": 0.5, "name": 0.3}  # of a word's score, by where it stands
 _MARKER = "thinbert-index.json"
+_FORBIDDEN = re.compile("PermissionDenied|ReadOnlyFilesystem")  # in tantivy's words
 # tantivy's files of an empty index, which it makes before ours
 _BEGUN = (".managed.json", "meta.json", ".tantivy-meta.lock", ".tantivy-writer.lock", ".tmp")
 
@@ -61,6 +75,19 @@ def _schema() -> tantivy.Schema:
     builder.add_text_field("name", tokenizer_name="words", index_option="freq")
     builder.add_bytes_field("about", stored=True)
     return builder.build()
+
+
+@contextmanager
+def _sound() -> Iterator[None]:
+    """What tantivy says of a damaged index, in our words."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as e:
+        if not isinstance(e, ValueError | OSError) and type(e).__name__ != "PanicException":
+            raise
+        raise InputError(f"the index is damaged ({e}); delete it and index again") from None
 
 
 class BusyError(InputError):
@@ -140,8 +167,9 @@ class Corpus:
         return corpus
 
     @staticmethod
-    def open(folder: Path) -> "Corpus":
+    def open(folder: str | Path) -> "Corpus":
         """Raises InputError where there is no index, or one of another format."""
+        folder = Path(folder)
         marker = folder / _MARKER
         try:
             known = json.loads(marker.read_text())["format"]
@@ -158,11 +186,18 @@ class Corpus:
         try:
             return Corpus(tantivy.Index.open(str(folder)), folder)
         except (ValueError, OSError) as e:
+            if _FORBIDDEN.search(str(e)):
+                raise InputError(
+                    f"{folder}: an index is locked while it is opened, and nothing may be written there ({e})"
+                ) from None
             raise InputError(f"{folder}: the index is damaged ({e}); delete it and index again") from None
 
     @staticmethod
-    def create(folder: Path) -> "Corpus":
+    def create(folder: str | Path) -> "Corpus":
         """Opens an index, or makes an empty one in a folder that is new or empty."""
+        folder = Path(folder)
+        if not is_text(str(folder)):
+            raise InputError(f"{tame_text(str(folder), 1000)}: the name is not UTF-8; give another --index")
         if (folder / _MARKER).exists():
             return Corpus.open(folder)
         try:
@@ -174,6 +209,10 @@ class Corpus:
             write_atomic(folder / _MARKER, (json.dumps({"format": _FORMAT}) + "\n").encode())
         except OSError as e:
             raise StorageError(f"{folder}: cannot be written: {e.strerror or e}") from e
+        except InputError:
+            raise
+        except ValueError as e:  # somebody else's meta.json
+            raise InputError(f"{folder}: is not empty and no index ({e}); give another --index") from None
         return Corpus(index, folder)
 
     # --- changing it --------------------------------------------------------------------------------------------------
@@ -218,49 +257,58 @@ class Corpus:
         """Makes the index follow the files that names mean (see documents.find_files), or, without names, the files it
         already has. New files are added; files whose size or time changed are hashed, and read again if their content
         did; files that are gone from the named folders, or hold nothing to read any more, are removed. What cannot be
-        looked at just now (a folder that may not be listed, a disk that is not there) stays as it is.
+        looked at just now (a folder that may not be listed, a disk that is not there, a file over `max_mb`) stays as it
+        is.
         """
         changes = Changes()
         named = list(names)
-        known = {f.path: f for f in self.files()}
         if STDIN in named:
             raise InputError("standard input cannot be indexed: it has no place to go back to; save it to a file first")
+        with self.writer() as writer:
+            self.reload()  # what another process has written until now
+            self._update(writer, named, changes, max_mb, progress)
+        self.reload()
+        return changes
+
+    def _update(self, writer: "Writer", named: list[str], changes: Changes, max_mb: float, progress: Progress) -> None:
+        known = {f.path: f for f in self.files()}
         if named:
             found = [absolute(f) for f in find_files(named, changes.report)]
+            nameless = [f for f in found if not is_text(f)]  # where the folder we are in is
+            changes.report.skipped += [(tame_text(f, 1000), "its name is not UTF-8; rename it") for f in nameless]
+            found = [f for f in found if is_text(f)]
         else:
             found = [p for p in known if _is_there(p)]
         if self.folder:
             own = absolute(self.folder) + os.sep
             found = [f for f in found if not f.startswith(own)]
-        roots = tuple(absolute(n) + os.sep for n in named if Path(n).is_dir())
+        roots = tuple(absolute(n).rstrip(os.sep) + os.sep for n in folders(named))
         missing = {p for p in known if not named or p.startswith(roots)} - set(found)
         refused: set[str] = set()  # hold nothing to read, any more
-        if again := {p for p in missing if Path(p).is_file()}:  # of a kind that folders are not searched for, or
-            refused = again & _links(found, again)  # found by another name
+        # of a kind that folders are not searched for, or found by another name
+        if again := {p for p in missing if os.path.isfile(p)}:  # noqa: PTH113 (a Path raises where it may not look)
+            refused = again & _links(found, again)
             found += sorted(again - refused)
             missing -= again
         sizes = {f: _size(f) for f in found}
         total, done, unsafe, last = sum(sizes.values()), 0, 0, time.monotonic()
-        with self.writer() as writer:
-            for path in found:
-                progress(done, total)
-                if not self._follow(writer, path, known.get(path), changes, max_mb) and path in known:
-                    refused.add(path)
-                done += sizes[path]
-                unsafe += sizes[path]
-                if unsafe >= _COMMIT_BYTES or time.monotonic() - last >= _COMMIT_SECONDS:
-                    writer.commit()
-                    unsafe, last = 0, time.monotonic()
-            for path in sorted(missing | refused):
-                if path in refused or _is_gone(path, whole_folders=bool(named)):
-                    writer.remove(path)
-                    changes.removed += 1
-                else:
-                    changes.report.notes.append((path, "cannot be looked at now; what was indexed of it is kept"))
-            progress(total, total)
-            writer.commit()
-        self._index.reload()
-        return changes
+        for path in found:
+            progress(done, total)
+            if not self._follow(writer, path, known.get(path), changes, max_mb) and path in known:
+                refused.add(path)
+            done += sizes[path]
+            unsafe += sizes[path]
+            if unsafe >= _COMMIT_BYTES or time.monotonic() - last >= _COMMIT_SECONDS:
+                writer.commit()
+                unsafe, last = 0, time.monotonic()
+        for path in sorted(missing | refused):
+            if path in refused or _is_gone(path, whole_folders=bool(named)):
+                writer.remove(path)
+                changes.removed += 1
+            else:
+                changes.report.notes.append((path, "cannot be looked at now; what was indexed of it is kept"))
+        progress(total, total)
+        writer.commit()
 
     def _follow(self, writer: "Writer", path: str, before: File | None, changes: Changes, max_mb: float) -> bool:
         """Brings one file up to date, or leaves it as it is where it cannot be looked at now. False where it holds
@@ -270,13 +318,15 @@ class Corpus:
             if before and (before.size, before.mtime_ns) == (at.st_size, at.st_mtime_ns):
                 changes.unchanged += 1
                 return True
+            if not stat.S_ISREG(at.st_mode):
+                raise InputError("is not a file")  # which reading a pipe would wait for
             content = content_of(Path(path), max_mb)
         except OSError as e:
             changes.report.skipped.append((path, f"cannot be read: {e.strerror}"))
             return True
         except InputError as e:
             changes.report.skipped.append((path, str(e)))
-            return isinstance(e.__cause__, OSError)
+            return isinstance(e, TooLargeError) or isinstance(e.__cause__, OSError)
         sha256 = hashlib.sha256(content).hexdigest()
         if before and before.sha256 == sha256:
             writer.remove_note(before)
@@ -312,16 +362,19 @@ class Corpus:
 
     def files(self) -> list[File]:
         """All files, by path."""
-        return sorted(self._files(), key=lambda f: f.path)
+        return sorted(self._files("kind", "file"), key=lambda f: f.path)
 
     def file(self, id: str) -> File | None:
-        return next(self._files("id", id), None)
+        return next(iter(self._files("id", id)), None)
 
-    def _files(self, name: str = "kind", value: str = "file") -> Iterator[File]:
+    @_sound()
+    def _files(self, name: str, value: str) -> list[File]:
+        found = []
         searcher, query = self._index.searcher(), tantivy.Query.term_query(self._schema, name, value)
         for _, address in searcher.search(query, limit=max(1, searcher.num_docs), count=False).hits:
             raw: dict[str, Any] = json.loads(bytes(searcher.doc(address)["about"][0]))
-            yield File(**{**raw, "notes": tuple(raw["notes"])})
+            found.append(File(**{**raw, "notes": tuple(raw["notes"])}))
+        return found
 
     def stale(self, paths: Collection[str]) -> list[str]:
         """Those of some indexed files that are not on the disk as they were read."""
@@ -368,6 +421,7 @@ class View:
     ) -> None:
         self._searcher, self._schema, self._questions, self._words = searcher, schema, questions, words
 
+    @_sound()
     def page(self, file: str, number: int) -> Page:
         """The text of a page as it was indexed.
 
@@ -393,6 +447,7 @@ class View:
         headings = dict.fromkeys(heading for h in hits for heading in h.headings)
         return Page("".join(parts), number, hits[0].label, tuple(headings))
 
+    @_sound()
     def beside(self, file: str, number: int) -> tuple[int | None, int | None]:
         """Numbers of the pages with text before and after one."""
         of_file = tantivy.Query.term_query(self._schema, "file", file)
@@ -407,6 +462,7 @@ class View:
         before = nearest(tantivy.Order.Desc, None, number - 1) if number else None
         return before, nearest(tantivy.Order.Asc, number + 1, None)
 
+    @_sound()
     def search(self, question: str, limit: int) -> list[Hit]:
         """The passages that share most with a question, best first. Any punctuation is only punctuation: the words are
         looked up one by one, and no query language is in between."""
@@ -431,16 +487,17 @@ class View:
     def files(self) -> int:
         return self._count("file")
 
+    @_sound()
     def _count(self, kind: str) -> int:
         query = tantivy.Query.term_query(self._schema, "kind", kind)
         return int(self._searcher.search(query, limit=1).count)  # type: ignore[attr-defined]  # missing in its stubs
 
-    def all(self, limit: int) -> Iterator[Hit]:
+    @_sound()
+    def all(self, limit: int) -> list[Hit]:
         """The first passages, in no order; for corpora too small to search."""
         searcher = self._searcher
         query = tantivy.Query.term_query(self._schema, "kind", "passage")
-        for _, address in searcher.search(query, limit=limit).hits:
-            yield _hit(searcher, 0.0, address)
+        return [_hit(searcher, 0.0, address) for _, address in searcher.search(query, limit=limit).hits]
 
 
 def _hit(searcher: tantivy.Searcher, score: float, address: tantivy.DocAddress) -> Hit:
@@ -499,7 +556,7 @@ class Writer:
         try:
             self._writer = index.writer(heap_size=_HEAP)
         except ValueError as e:
-            if "lock" in str(e).lower():
+            if "LockBusy" in str(e):
                 raise BusyError(
                     f"{folder}: another process is writing to this index; wait for it. Reading goes on meanwhile"
                 ) from None

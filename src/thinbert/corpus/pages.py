@@ -81,7 +81,7 @@ class Passage:
 
     start: int
     end: int
-    headings: tuple[tuple[int, str], ...]  # the page's last one before it, and those in it
+    headings: tuple[tuple[int, str], ...]  # the page's last before it (or several at one place), and those in it
 
 
 def passages(page: Page, *, size: int = PASSAGE, overlap: int = OVERLAP) -> Iterator[Passage]:
@@ -96,7 +96,9 @@ def passages(page: Page, *, size: int = PASSAGE, overlap: int = OVERLAP) -> Iter
         end = n
         if n - start > size:
             end = _last_break(text, start + size // 2, start + size) or start + size
-        first = max(0, bisect.bisect_right(page.headings, start, key=lambda h: h[0]) - 1)
+        before = max(0, bisect.bisect_right(page.headings, start, key=lambda h: h[0]) - 1)
+        # with those that begin at the same place: the title of a web page, and its first heading
+        first = bisect.bisect_left(page.headings, page.headings[before][0], key=lambda h: h[0]) if page.headings else 0
         last = bisect.bisect_left(page.headings, end, key=lambda h: h[0])
         yield Passage(start, end, page.headings[first:last])
         if end == n:

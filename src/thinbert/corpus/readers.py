@@ -81,29 +81,38 @@ def read_text(content: bytes) -> Read:
     return Read((Page(decode(content)),))
 
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_MARKER = r"(?:[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+)?"  # of a list's item
+_FENCE = re.compile(rf"{_MARKER} {{0,3}}(`{{3,}}(?=[^`]*\Z)|~{{3,}})")
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(?=\S)")
+_CLOSING = re.compile(r"[ \t]+#+\Z")
 _UNDERLINE = re.compile(r" {0,3}(?:=+|-{2,})[ \t]*\Z")
+_NO_HEADING = re.compile(r"[ \t]*(?:\Z|[>|]|[-*+][ \t]|\d{1,9}[.)][ \t])| {4}|\t")  # what a line under it makes none
+_FRONT_MATTER = re.compile(r"\ufeff?---[ \t]*\r?\n(?=\S)(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)")
 
 
 def read_markdown(content: bytes) -> Read:
     """The text as it stands, so that places are those of the file, and its headings."""
     text = decode(content)
     headings: list[tuple[int, str]] = []
-    fence, before, before_at, at = "", "", 0, 0  # what closes the code we are in; the line before and where it began
-    for line in text.splitlines(keepends=True):
+    fence, before, before_at = "", "", 0  # what closes the code we are in; the line before, if it may be a heading
+    front = _FRONT_MATTER.match(text)
+    at = front.end() if front else 0
+    for line in text[at:].splitlines(keepends=True):
         bare = line.rstrip()
-        mark = _FENCE.match(bare)
+        mark, found = _FENCE.match(bare), _ATX.match(bare)
+        may_be = False
         if fence:
-            fence = "" if mark and mark[1].startswith(fence) and bare.strip() == mark[1] else fence
+            closes = bare.strip()
+            fence = "" if closes.startswith(fence) and not closes.strip(fence[0]) else fence
         elif mark:
             fence = mark[1]
-        elif found := _ATX.match(bare):
-            headings.append((at, bare[found.end() :].rstrip("#").rstrip() or bare[found.end() :]))
-        elif before and not before[0].isspace() and _UNDERLINE.match(bare):
-            headings.append((before_at, before))
-            bare = ""
-        before, before_at, at = (bare if not fence else ""), at, at + len(line)
+        elif found:
+            headings.append((at, _CLOSING.sub("", bare[found.end() :])))
+        elif before and _UNDERLINE.match(bare):
+            headings.append((before_at, before.strip()))
+        else:
+            may_be = not _NO_HEADING.match(bare)
+        before, before_at, at = (bare if may_be else ""), at, at + len(line)
     return Read((Page(text, headings=tuple(headings)),))
 
 
@@ -121,12 +130,17 @@ _HEADING = re.compile("h[1-6]")
 # fmt: on
 # Comments, scripts and styles, each to its end or the text's: HTMLParser would look for the end of each anew.
 _UNREAD = re.compile(
-    r"<!--.*?(?:--!?>|\Z)|<(script|style)\b[^>]*>(?:(?<=/>)|.*?(?=</\1|\Z))", re.IGNORECASE | re.DOTALL
+    r"<!--(?:-?>|.*?(?:--!?>|\Z))|<(script|style)(?=[\s/>])[^>]*>(?:(?<=/>)|.*?(?=</\1|\Z))", re.IGNORECASE | re.DOTALL
 )
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([a-zA-Z0-9_:.-]{2,40})""", re.IGNORECASE)
 # What browsers take a declaration for (WHATWG Encoding): pages that say Latin-1 or ASCII use the quotes of Windows, and
 # one that could be read as far as its declaration of UTF-16 is not in it.
 _CHARSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8"}
+
+_OF_PAGES = re.compile(
+    "utf-8|cp(125\\d|866|874|932|949)|iso8859-\\d+|koi8-[ru]|mac-(roman|cyrillic)|gb\\w+|big5\\w*|euc_(jp|kr)|"
+    "iso2022_jp|shift_jis|tis-620"
+)
 
 
 class _Text(HTMLParser):
@@ -175,7 +189,7 @@ class _Text(HTMLParser):
                 self._open[closed] -= 1
             self._open[tag] -= 1
         if _HEADING.fullmatch(tag) and self._heading is not None:
-            if heading := "".join(self._heading).strip():
+            if heading := " ".join("".join(self._heading).split()):
                 self.headings.append((self._heading_at, heading))
             self._heading = None
         if tag in _BLOCKS:
@@ -222,6 +236,8 @@ def _html_text(content: bytes) -> str:
     try:
         name = codecs.lookup(declared[1].decode()).name
         name = _CHARSETS.get(name, name)
+        if not _OF_PAGES.fullmatch(name):  # Python has others, some of which take a time square in the length
+            return decode(content)
         return decode(content) if name == "utf-8" else content.decode(name, errors="replace")
     except (LookupError, UnicodeError):  # no encoding, or one of bytes to bytes
         return decode(content)
@@ -355,7 +371,7 @@ class _Body:
         self._style = ""
         self._tables = self._depth = 0
         self._elsewhere = 0  # depth of the element whose text stands elsewhere too
-        self._in_text = self._in_properties = False
+        self._in_text = self._in_properties = self._in_change = False
 
     def parse(self, xml: bytes) -> None:
         parser = expat.ParserCreate(namespace_separator=" ")
@@ -380,7 +396,9 @@ class _Body:
                 self._in_text = True
             case "pPr":
                 self._in_properties = True
-            case "pStyle":
+            case "pPrChange":  # what the paragraph was before somebody changed it
+                self._in_change = True
+            case "pStyle" if not self._in_change:
                 self._style = attributes.get(f"{_W}val", attributes.get(f"{_STRICT}val", ""))
             case "tbl":
                 self._tables += 1
@@ -399,20 +417,23 @@ class _Body:
         match name.replace(_STRICT, _W, 1).removeprefix(_W):
             case "t":
                 self._in_text = False
-            case "pPr":
+            case "pPr" if not self._in_change:
                 self._in_properties = False
+            case "pPrChange":
+                self._in_change = False
             case "tbl":
                 self._tables -= 1
-            case "p" if self._tables:
-                self._line.append(" ")
             case "p":
-                heading = re.match("(?i)heading|title", self._style) is not None
-                self._flush(heading, always=True)
+                if self._tables:
+                    self._line.append(" ")
+                else:
+                    self._flush(re.match("(?i)heading|title", self._style) is not None, always=True)
                 self._style = ""
             case "tc":
                 self._line.append("\t")
             case "tr":
-                self._line = [re.sub(" *\t", "\t", "".join(self._line)).strip()]
+                cells = "".join(self._line).split("\t")
+                self._line = ["\t".join(cell.rstrip(" ") for cell in cells).strip()]
                 self._flush(False)
 
     def _text(self, data: str) -> None:
@@ -471,10 +492,9 @@ def read_csv(content: bytes, delimiter: str | None = None) -> Read:
             bad.append(number)
             continue
         if not header:
-            header = _unlike([name.strip() for name in row])
+            header = _unlike([name.strip() or f"column {n}" for n, name in enumerate(row, 1)])
             continue
-        names = header + [""] * (len(row) - len(header))
-        fields = {name or f"column {n}": value for n, (name, value) in enumerate(zip(names, row, strict=False), 1)}
+        fields = {header[n] if n < len(header) else f"column {n + 1}": value for n, value in enumerate(row)}
         lower = {name.lower(): value for name, value in fields.items()}
         label = next((lower[f] for f in _NAME_FIELDS if lower.get(f)), "")
         pages.append(Page(_record(fields), number=number, label=label))
@@ -482,9 +502,9 @@ def read_csv(content: bytes, delimiter: str | None = None) -> Read:
 
 
 def _unlike(names: list[str]) -> list[str]:
-    """Names of columns, so that no two are the same, but for those without one."""
+    """Names of columns, so that no two are the same."""
     taken: dict[str, int] = {}
-    return [unlike(name, taken) if name else name for name in names]
+    return [unlike(name, taken) for name in names]
 
 
 def read_json(content: bytes) -> Read:

@@ -127,8 +127,7 @@ def _found(found: Found, library: Library | None) -> dict[str, Any]:
             return {**p.fields(), "document": None}
         return {**p.fields(), "file": library.name(p.file), "document": id_of(p.file)}
 
-    cited = {c.place.file for c in found.citations}
-    stale = [id_of(path) for path in library.corpus.stale(cited)] if library is not None else []
+    stale = [id_of(path) for path in library.corpus.stale(found.files)] if library is not None else []
     return {
         "answer": found.citations[0].text if found.citations else None,
         "score": found.citations[0].score if found.citations else None,
