@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import tempfile
 import tracemalloc
@@ -30,6 +31,7 @@ from thinbert.model.checkpoint import expected_shapes, read_checkpoint
 from thinbert.model.config import parse_config
 from thinbert.model.families import FAMILIES
 from thinbert.model.quantize import SCALE_SUFFIX, dequantize_rows, quantize_rows
+from thinbert.model.tokenizer import read_tokenizer
 from thinbert.model.torchfile import read_torch
 
 
@@ -802,3 +804,23 @@ def test_mutated_bins_never_escape(whole_bins: list[bytes], data: st.DataObject)
         except ModelError:
             return
     assert all(isinstance(t, np.ndarray) for t in read.values())
+
+
+@pytest.mark.parametrize("depth", [5, 200])
+def test_what_is_quoted_of_a_pickle_is_short(depth: int, tmp_path: Path) -> None:
+    """Tuples of one and the same tuple, whose whole text has twice the length with each: a file of a few bytes."""
+    path = tmp_path / "pytorch_model.bin"
+    write_zip(path, b"\x80\x02K\x01" + b"2\x86" * depth + b"Q.")
+    with pytest.raises(ModelError) as e:
+        read_torch(path)
+    assert len(str(e.value)) < 500
+
+
+def test_a_tokenizer_of_endless_words_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    described = json.loads(read_tokenizer(folder, vocabulary=len(tiny.VOCABULARY))._backend.to_str())
+    described["model"]["max_input_chars_per_word"] = 10**9
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(ModelError, match="max_input_chars_per_word is 1000000000; expected at most 1000"):
+        read_tokenizer(folder, vocabulary=len(tiny.VOCABULARY))

@@ -51,6 +51,7 @@ def test_pipeline_is_transformers(folder: Path) -> None:
         for options in ({}, {"top_k": 1}, {"top_k": None}, {"top_k": 2, "function_to_apply": "sigmoid"}):
             same(ours(inputs, **options), theirs(inputs, **options))
     same(ours(TEXTS[0], function_to_apply="none"), theirs(TEXTS[0], function_to_apply="none"))
+    same(ours(TEXTS[0], function_to_apply="Sigmoid"), theirs(TEXTS[0], function_to_apply="Sigmoid"))
     for top_k in (None, 1, 2):
         set_before = [
             m.pipeline("text-classification", str(folder), top_k=top_k, **where)

@@ -179,3 +179,16 @@ def test_making_one(tiny_folder: Path, tmp_path: Path) -> None:
     bare = tiny.write_model(tmp_path / "b", tiny.bert_config(), tiny.bert_tensors(tiny.bert_config(), head=None))
     with pytest.raises(ModelError, match="it holds an encoder without a head"):
         thinbert.pipeline("question-answering", bare)
+
+
+@pytest.mark.parametrize("late", [{"precision": "float32"}, {"threads": 2}, {"revision": "main"}, {"token": "t"}])
+def test_what_comes_too_late_for_a_loaded_model(late: dict[str, Any], default_model: Model) -> None:
+    with pytest.raises(InputError, match="comes too late for a model that is loaded"):
+        thinbert.pipeline("question-answering", default_model, **late)
+
+
+def test_none_is_not_given(default_model: Model) -> None:
+    asks = thinbert.pipeline("question-answering", default_model, top_k=None, max_answer_len=None)
+    assert asks(question="Who built it?", context=TOWER) == thinbert.pipeline("question-answering", default_model)(
+        question="Who built it?", context=TOWER
+    )

@@ -64,7 +64,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character still gets the rest
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("thinbert: %(message)s"))
+    handler.setFormatter(_OneLine("thinbert: %(message)s"))
     log = logging.getLogger("thinbert")  # not the root: what libraries have to say is for programmers
     log.addHandler(handler)
     log.setLevel(logging.INFO)  # what takes long is said
@@ -92,6 +92,13 @@ def main() -> NoReturn:
         traceback.print_exc()
         sys.exit(70)
     sys.exit(code or 0)
+
+
+class _OneLine(logging.Formatter):
+    """What is logged may quote files of others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return show.one_line(super().format(record))
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,11 +1,15 @@
 """The errors thinbert raises on purpose: what was wrong, what was found, what was expected, what to do."""
 
+import reprlib
+
 _QUOTED = 100  # characters
+_SHORT = reprlib.Repr()  # which never looks at the whole of what is nested: a pickle of 186 bytes can hold 2^60 tuples
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 4 * _QUOTED, 4 * _QUOTED, 4 * _QUOTED
 
 
 def quoted(value: object) -> str:
     """What a file says, for a message: as Python would write it, and never the whole of a long one."""
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
 
 

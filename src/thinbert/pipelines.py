@@ -88,7 +88,12 @@ def pipeline(
     unknown = set(defaults) - {*kind.options, *WITHOUT_EFFECT}
     if unknown:
         raise TypeError(f"pipeline() got an unexpected keyword argument {sorted(unknown)[0]!r}")
-    if not isinstance(model, Model):
+    if isinstance(model, Model):
+        given = {"precision": precision, "threads": threads, "revision": revision, "token": token}
+        for option, value in given.items():
+            if value is not None:
+                raise InputError(f"{option} comes too late for a model that is loaded; give it to thinbert.load")
+    else:
         if model is None and kind is TextClassificationPipeline:
             raise InputError(f"task {task!r} needs a model; the bundled one answers questions")
         name = DEFAULT_MODEL if model is None else model
@@ -163,7 +168,7 @@ class QuestionAnsweringPipeline:
             "handle_impossible_answer": handle_impossible_answer,
             "align_to_words": align_to_words,
         }
-        options = _Options(**(self._defaults | {k: v for k, v in given.items() if v is not None}))
+        options = _Options(**{k: v for k, v in (*self._defaults.items(), *given.items()) if v is not None})
         if options.top_k < 1:
             raise ValueError(f"top_k parameter should be >= 1 (got {options.top_k})")
         if options.max_answer_len < 1:
@@ -343,6 +348,7 @@ class TextClassificationPipeline:
     def _result(self, logits: Array, options: dict[str, Any]) -> Any:
         names = classify.class_names(self.model, len(logits))
         function = options.get("function_to_apply") or _function(self.model.config.problem, len(names))
+        function = function.lower() if isinstance(function, str) else function
         if function == "softmax":
             scores = classify.softmax(logits)
         elif function == "sigmoid":

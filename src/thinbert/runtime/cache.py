@@ -19,11 +19,15 @@ _log = logging.getLogger("thinbert")
 
 
 def cache_folder() -> Path:
-    """THINBERT_CACHE, else thinbert in XDG_CACHE_HOME or ~/.cache."""
+    """THINBERT_CACHE, else thinbert in XDG_CACHE_HOME or ~/.cache. Raises OSError where there is no home."""
     if own := os.environ.get(CACHE_VARIABLE):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "thinbert"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "thinbert"
+    try:
+        return Path("~/.cache").expanduser() / "thinbert"
+    except RuntimeError:  # and a folder for all would hold what anybody put there
+        raise OSError(errno.ENOENT, f"there is no home folder; set {CACHE_VARIABLE}") from None
 
 
 def packed(checkpoint: Checkpoint) -> Checkpoint:
