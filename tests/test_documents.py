@@ -501,6 +501,7 @@ def test_links_between_folders_are_walked_once(tmp_path: Path) -> None:
     (round_and_round / ".hidden.md").write_text("hidden")
     found = list(find_files([str(tmp_path / "**" / "*.md")], Report()))
     assert sorted(Path(f).name for f in found) == sorted(f"{i}.md" for i in range(20))
+    assert len(list(find_files([str(tmp_path / "p**" / "*.md")], Report()))) == 20  # not a whole name: as one star
 
 
 def test_folders_too_deep(tmp_path: Path) -> None:

@@ -108,13 +108,14 @@ def _is_pattern(name: str) -> bool:
 
 def _matches(pattern: str) -> list[str]:
     """Names that a pattern stands for, in order. `**` does not go through links, which may lead round and round."""
-    if "**" not in pattern:
-        return sorted(glob.glob(pattern))  # noqa: PTH207 (absolute patterns too)
     parts = Path(pattern).parts
+    if "**" not in parts:
+        return sorted(glob.glob(pattern))  # noqa: PTH207 (absolute patterns too)
     first = next(n for n, part in enumerate(parts) if glob.has_magic(part))
     base = Path(*parts[:first])
-    found = (f.relative_to(base) for f in base.glob(str(Path(*parts[first:]))))
-    return sorted(str(base / f) for f in found if not any(part.startswith(".") for part in f.parts))
+    below = str(Path(*(part if part == "**" else part.replace("**", "*") for part in parts[first:])))
+    found = (f.relative_to(base) for f in base.glob(below))
+    return sorted(str(base / f) for f in found if not any(p.startswith(".") and p not in parts for p in f.parts))
 
 
 def _under(folder: str, report: Report, walked: set[tuple[int, int]]) -> Iterator[str]:

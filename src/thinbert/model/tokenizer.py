@@ -20,8 +20,8 @@ from thinbert.model.weights import Ints
 # Texts whose tokens are remembered, up to so many characters each: a paragraph is asked more than one question.
 _REMEMBERED, _SHORT = 64, 1 << 15
 # Characters tokenised at a time. The library's own form of a text takes about 200 bytes a character.
-_LONGEST_WORD = 1000  # characters
 _PIECE = 1 << 16
+_LONGEST_WORD = 1000  # characters: the time for one grows with the square of them, and more
 
 # What a tokenizer.json may be made of: other parts can be made to fail, or to swell, on a text they have not seen yet.
 _PARTS = {"model": ("WordPiece",), "normalizer": ("BertNormalizer", None), "pre_tokenizer": ("BertPreTokenizer", None)}
@@ -146,7 +146,7 @@ def read_tokenizer(folder: Path, *, vocabulary: int) -> Tokenizer:
                 raise ModelError(f"{whole}: its {part} is {quoted(kind)}; thinbert reads BERT's WordPiece ({kinds[0]})")
         model = described["model"]
         longest = model.get("max_input_chars_per_word") if isinstance(model, dict) else None
-        if isinstance(longest, int) and longest > _LONGEST_WORD:  # its time grows with the square of it, and more
+        if isinstance(longest, int) and longest > _LONGEST_WORD:
             raise ModelError(
                 f"{whole}: max_input_chars_per_word is {longest}; expected at most {_LONGEST_WORD} (BERT has 100)"
             )
