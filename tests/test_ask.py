@@ -125,12 +125,26 @@ def test_a_folder_of_documents(cli: Cli, tmp_path: Path) -> None:
     assert r.code == 0
     assert answer["answer"] == "Anna Voss"
     places = [answer, *answer["also"]]
-    assert {(Path(p["file"]).name, p["page"]) for p in places} == {("mill.pdf", 2), ("copy.md", 1)}
+    assert {(Path(p["file"]).name, p["page"], p["line"]) for p in places} == {("mill.pdf", 2, 2), ("copy.md", 1, 3)}
     assert answer["sentence"].startswith("The mill was built by Anna Voss")
     shown = cli("ask", "Who built the mill?", tmp_path).out
     assert "mill.pdf, page 2" in shown
     assert "also in " in shown
+    assert "copy.md:3" in shown
     assert json.loads(cli("ask", "What is bread made from?", tmp_path, "--json").out)["file"].endswith("bread.txt")
+
+
+def test_places_of_the_same_words_are_told_apart(cli: Cli, tmp_path: Path) -> None:
+    """By line where there are lines; else how often is said, and not the same name again and again."""
+    sentence = "The mill was built by Anna Voss in 1802."
+    filler = "Bread is made from flour, water and salt, and left to rise for a night. " * 20
+    (tmp_path / "a.docx").write_bytes(files.docx("".join(map(files.paragraph, (sentence, filler, sentence)))))
+    (tmp_path / "b.txt").write_text(f"{sentence}\n{filler}\n{sentence}\n{filler}\n{sentence}")
+    also = cli("ask", "Who built the mill?", tmp_path).out.split("also in ")[1].splitlines()[0]
+    named = {name.removeprefix(f"{tmp_path}/") for name in also.removesuffix(" and 1 more").split("; ")}
+    assert also.count("; ") == 2
+    assert named <= {"b.txt:1", "b.txt:3", "b.txt:5", "a.docx", "a.docx (2 times)"}
+    assert len(named) == 3
 
 
 def test_an_index_where_one_is(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

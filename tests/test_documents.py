@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import files
+from thinbert.corpus import readers
 from thinbert.corpus.documents import Document, Report, find_files, parse_document, read_document, read_documents
+from thinbert.corpus.index import Corpus
 from thinbert.corpus.pages import Page, passages
 from thinbert.corpus.readers import READERS
 from thinbert.errors import InputError
@@ -519,3 +521,45 @@ def test_limits_larger_than_memory(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Some text.")
     for limit in (1e9, float("inf")):
         assert read_document(str(tmp_path / "a.txt"), max_mb=limit).pages[0].text == "Some text."
+
+
+def test_tables_as_spreadsheets_write_them() -> None:
+    """A first line that says the separator, line ends of old, rows of nothing; a quote left open is told."""
+    said = parse_document("d", b"sep=;\r\nname;price, net\r\n\r\nchair;5\r\n", ".csv").pages
+    assert [(p.number, p.text) for p in said] == [(4, "name: chair.\nprice, net: 5")]
+    old = parse_document("d", b"a;b\r1;2,5\r", ".csv").pages
+    assert [(p.number, p.text) for p in old] == [(2, "a: 1.\nb: 2,5")]
+    open_quote = parse_document("d", b'a,b\n1,2\n3,"four\n5,6\n', ".csv")
+    assert open_quote.notes == ("a quote in line 3 is never closed: all from there is one record",)
+    assert parse_document("d", b'a,b\n1,2\n5" pipe,"six\n7"\n3,4" pipe\n', ".csv").notes == ()
+
+
+def test_json_values_are_told_as_json_says_them() -> None:
+    line = b'{"id": 1e3, "open": true, "left": false, "n": 1.50, "far": 1' + b"0" * 5000 + b"}"
+    (page,) = parse_document("d", line, ".jsonl").pages
+    assert page.label == "1e3"
+    assert page.text.startswith("id: 1e3.\nopen: true.\nleft: false.\nn: 1.50.\nfar: 1000")
+
+
+def test_records_and_paragraphs_without_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Millions of them fit in a small file, and take much memory each."""
+    monkeypatch.setattr(readers, "_MOST_RECORDS", 3)
+    for content, suffix in ((b"1\n" * 5, ".jsonl"), (b"a\n" + b"1\n" * 5, ".csv")):
+        document = parse_document("d", content, suffix)
+        assert len(document.pages) == 3
+        assert document.notes == ("only its first 3 records are read; split it",)
+    empty = files.docx("<w:p/>" * 1000 + files.paragraph("One.") + "<w:p/>" * 1000 + files.paragraph("Two."))
+    assert parse_document("d", empty, ".docx").pages[0].text == "One.\n\nTwo."
+
+
+def test_xhtml_in_the_encoding_it_declares() -> None:
+    page = '<?xml version="1.0" encoding="iso-8859-2"?>\n<html><body><p>Łódź</p></body></html>'
+    assert parse_document("d", page.encode("iso-8859-2"), ".xhtml").pages[0].text.strip() == "Łódź"
+
+
+def test_an_index_among_the_documents_is_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One.")
+    Corpus.create(tmp_path / "index")
+    report = Report()
+    assert list(find_files([str(tmp_path)], report)) == [str(tmp_path / "a.txt")]
+    assert (report.skipped, report.others) == ([], {})

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from thinbert.model.sparsity import Sparsity
 
 
+_ALSO = 3  # other places of an answer that are named
 _LEAST = 0.005  # what scores less would be shown as 0.00: more answers are not worth a reader's time then
 
 
@@ -76,7 +78,7 @@ def _print_citation(c: "Citation") -> None:
     score = f"{c.score:.2f}" if c.score >= _LEAST else "<0.01"
     out.print(Text.assemble((one_line(c.text), "bold green"), (f"  score {score}", "dim")), soft_wrap=True)
     under = f"  under “{one_line(c.heading)}”" if c.heading else ""
-    place = f"  {_place(c.place, c.line)}, characters {c.place.start}–{c.place.end}"
+    place = f"  {_place(c.place)}, characters {c.place.start}–{c.place.end}"
     out.print(Text.assemble((place, "cyan"), (under, "dim")), soft_wrap=True)
     first, last = c.place.start - c.sentence_start, c.place.end - c.sentence_start
     before, answer, after = map(one_line, (c.sentence[:first], c.sentence[first:last], c.sentence[last:]))
@@ -86,8 +88,10 @@ def _print_citation(c: "Citation") -> None:
     else:  # no colour to show the answer with: mark it; and one line, for programs that read it
         out.print(Text(f"  {before}[{answer}]{after}"), soft_wrap=True)
     if c.also:
-        others = "; ".join(_place(p) for p in c.also[:3]) + (f" and {len(c.also) - 3} more" if len(c.also) > 3 else "")
-        out.print(Text(f"  also in {others}", style="dim"), soft_wrap=True)
+        places = Counter(map(_place, c.also))  # several in one file that has no lines are called the same
+        named = [f"{place} ({n} times)" if n > 1 else place for place, n in list(places.items())[:_ALSO]]
+        more = f" and {len(places) - _ALSO} more" if len(places) > _ALSO else ""
+        out.print(Text(f"  also in {'; '.join(named)}{more}", style="dim"), soft_wrap=True)
 
 
 # How places are called in files that are no plain text, by suffix: the lines of their text are not lines of the file.
@@ -95,14 +99,14 @@ _PAGES = {".pdf": "page", ".json": "paragraph"} | dict.fromkeys((".csv", ".tsv",
 _FLOWING = (".html", ".htm", ".xhtml", ".docx")
 
 
-def _place(place: "Place", line: int | None = None) -> str:
+def _place(place: "Place") -> str:
     """file:line; file, page n (the label printed on it); or the file alone, where it has neither."""
     file = one_line(shown(place.file))
     suffix = os.path.splitext(place.file)[1].lower()  # noqa: PTH122
     if suffix in _PAGES:
         label = f" ({one_line(place.label)})" if place.label and place.label != str(place.page) else ""
         return f"{file}, {_PAGES[suffix]} {place.page}{label}"
-    return file if line is None or suffix in _FLOWING else f"{file}:{line}"
+    return file if suffix in _FLOWING else f"{file}:{place.line}"
 
 
 def ask_json(

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thinbert.api import Model
@@ -32,6 +32,7 @@ class Place:
     label: str  # printed on the page, or a record's name
     start: int  # characters of the page, end exclusive
     end: int
+    line: int = 0  # of the page, from 1; 0 before that was looked at
 
     def fields(self) -> dict[str, Any]:
         """As JSON says it, everywhere."""
@@ -41,6 +42,7 @@ class Place:
             "page_label": self.label,
             "start": self.start,
             "end": self.end,
+            "line": self.line,
         }
 
 
@@ -51,7 +53,6 @@ class Citation:
     text: str
     score: float  # probability that this is the answer (see ask)
     place: Place
-    line: int  # from 1, of the page
     heading: str  # under which it stands
     sentence: str
     sentence_start: int
@@ -63,7 +64,6 @@ class Citation:
             "answer": self.text,
             "score": self.score,
             **place(self.place),
-            "line": self.line,
             "heading": self.heading,
             "sentence": self.sentence,
             "sentence_start": self.sentence_start,
@@ -192,16 +192,18 @@ def _distinct(candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, float,
 def _cite(
     page_of: Callable[[str, int], Page], candidate: _Candidate, score: float, also: tuple[Place, ...]
 ) -> Citation:
+    def found(place: Place) -> Place:
+        return replace(place, line=page_of(place.file, place.page).line(place.start))
+
     place = candidate.place
     page = page_of(place.file, place.page)
     first, last = page.sentence(place.start, place.end)
     return Citation(
         text=candidate.answer.text,
         score=score,
-        place=place,
-        line=page.line(place.start),
+        place=found(place),
         heading=page.heading(place.start),
         sentence=page.text[first:last],
         sentence_start=first,
-        also=also,
+        also=tuple(map(found, also)),
     )

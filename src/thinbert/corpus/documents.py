@@ -16,6 +16,7 @@ from thinbert.errors import InputError
 STDIN, _STDIN_SHOWN = "-", "standard input"
 _DEEPEST = 200  # folders in one another
 _LONGEST_HEADING = 200  # characters of headings and labels
+INDEX_MARKER = "thinbert-index.json"  # a folder with it is an index, and holds no documents
 MAX_MB = 100  # of a file: larger ones are seldom documents, and everything of a file is held at once
 
 
@@ -142,6 +143,8 @@ def _under(folder: str, report: Report, walked: set[tuple[int, int]]) -> Iterato
         if key in walked:
             return
         walked.add(key)
+        if any(entry.name == INDEX_MARKER for entry in entries):
+            return
         for entry in entries:
             if entry.name.startswith("."):
                 continue

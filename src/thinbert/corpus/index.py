@@ -22,6 +22,7 @@ from typing import Any
 import tantivy
 
 from thinbert.corpus.documents import (
+    INDEX_MARKER,
     MAX_MB,
     STDIN,
     Document,
@@ -41,7 +42,6 @@ _FORMAT = 2  # of the fields below; an index of another format is made anew by t
 _HEAP = 64_000_000  # bytes that the writer fills before it writes a segment
 _COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # text or time after which work is made safe
 _WEIGHTS = {"body": 1.0, "heading": 0.5, "name": 0.3}  # of a word's score, by where it stands
-_MARKER = "thinbert-index.json"
 _FORBIDDEN = re.compile("PermissionDenied|ReadOnlyFilesystem")  # in tantivy's words
 # tantivy's files of an empty index, which it makes before ours
 _BEGUN = (".managed.json", "meta.json", ".tantivy-meta.lock", ".tantivy-writer.lock", ".tmp")
@@ -170,7 +170,7 @@ class Corpus:
     def open(folder: str | Path) -> "Corpus":
         """Raises InputError where there is no index, or one of another format."""
         folder = Path(folder)
-        marker = folder / _MARKER
+        marker = folder / INDEX_MARKER
         try:
             known = json.loads(marker.read_text())["format"]
         except FileNotFoundError:
@@ -198,15 +198,15 @@ class Corpus:
         folder = Path(folder)
         if not is_text(str(folder)):
             raise InputError(f"{tame_text(str(folder), 1000)}: the name is not UTF-8; give another --index")
-        if (folder / _MARKER).exists():
+        if (folder / INDEX_MARKER).exists():
             return Corpus.open(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # what a process killed right here left behind is an index without a marker: it is taken up
-            if any(_MARKER not in f.name and not f.name.startswith(_BEGUN) for f in folder.iterdir()):
+            if any(INDEX_MARKER not in f.name and not f.name.startswith(_BEGUN) for f in folder.iterdir()):
                 raise InputError(f"{folder}: is not empty and no index; give another --index")
             index = tantivy.Index(_schema(), path=str(folder))
-            write_atomic(folder / _MARKER, (json.dumps({"format": _FORMAT}) + "\n").encode())
+            write_atomic(folder / INDEX_MARKER, (json.dumps({"format": _FORMAT}) + "\n").encode())
         except OSError as e:
             raise StorageError(f"{folder}: cannot be written: {e.strerror or e}") from e
         except InputError:

@@ -13,7 +13,7 @@ import threading
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from html.parser import HTMLParser
@@ -27,6 +27,7 @@ Reader = Callable[[bytes], "Read"]
 
 _LARGEST_PART = 128 << 20  # bytes of a zip's part, unpacked: a few kilobytes can claim gigabytes
 _DEEPEST_XML = 200
+_MOST_RECORDS = 1_000_000  # each costs hundreds of bytes, however little is in it
 _NOTED = 5  # bad records that are named
 
 
@@ -118,6 +119,7 @@ def read_markdown(content: bytes) -> Read:
 
 # --- HTML ------------------------------------------------------------------------------------------------------------
 
+# Parts with a `hidden` attribute are read: they are folds and tabs, which a click shows.
 _UNSEEN = {"script", "style", "noscript", "template", "svg", "math", "select", "iframe", "object"}
 _HEAD = {"html", "head", "title", "base", "link", "meta", "script", "style", "noscript", "template"}  # before the body
 # fmt: off
@@ -132,7 +134,10 @@ _HEADING = re.compile("h[1-6]")
 _UNREAD = re.compile(
     r"<!--(?:-?>|.*?(?:--!?>|\Z))|<(script|style)(?=[\s/>])[^>]*>(?:(?<=/>)|.*?(?=</\1|\Z))", re.IGNORECASE | re.DOTALL
 )
-_CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([a-zA-Z0-9_:.-]{2,40})""", re.IGNORECASE)
+_CHARSET = re.compile(
+    rb"""(?:<meta[^>]{0,200}charset|\A\s*<\?xml[^>]{0,100}\sencoding)\s*=\s*["']?\s*([a-zA-Z0-9_:.-]{2,40})""",
+    re.IGNORECASE,
+)
 # What browsers take a declaration for (WHATWG Encoding): pages that say Latin-1 or ASCII use the quotes of Windows, and
 # one that could be read as far as its declaration of UTF-16 is not in it.
 _CHARSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8"}
@@ -442,7 +447,7 @@ class _Body:
 
     def _flush(self, heading: bool, *, always: bool = False) -> None:
         text = "".join(self._line)
-        if text or always:
+        if text or (always and self.lines and self.lines[-1][1]):  # of empty paragraphs one, however many there are
             self.lines.append((heading, text))
         self._line = []
 
@@ -453,52 +458,78 @@ class _Body:
 _TEXT_FIELDS = ("text", "content", "body", "context", "passage", "document")
 _NUMBERS = ("id", "_id")  # told only where there is no text
 _NAME_FIELDS = ("id", "_id", "title", "name", "url", "file")
+_SEPARATOR = re.compile(r"sep=(.)[\r\n]*", re.IGNORECASE)  # what spreadsheets write in the first line
 
 
 def read_jsonl(content: bytes) -> Read:
     """A page for each line's object, as `_record` tells it; numbered as the lines are."""
-    pages, bad = [], []
-    for number, line in enumerate(decode(content).split("\n"), 1):  # other line ends may stand inside a string
+    pages = _Records("JSON")
+    for number, line in enumerate(io.StringIO(decode(content), newline="\n"), 1):  # others may stand inside a string
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)  # numbers as they stand there
             fields: Mapping[str, Any] = record if isinstance(record, dict) else {"text": record}
             text = _record(fields)
         except (ValueError, RecursionError):
-            bad.append(number)
+            pages.bad.append(number)
             continue
-        name = next((str(fields[f]) for f in _NAME_FIELDS if isinstance(fields.get(f), str | int)), "")
-        pages.append(Page(_whole(text), number=number, label=_whole(name)))
-    return _records(pages, bad, "JSON")
+        name = next((fields[f] for f in _NAME_FIELDS if isinstance(fields.get(f), str)), "")
+        if not pages.add(Page(_whole(text), number=number, label=_whole(name))):
+            break
+    return pages.read()
 
 
 def read_csv(content: bytes, delimiter: str | None = None) -> Read:
     """A page for each row under the header, as `_record` tells it; numbered by the line where it begins."""
     text = decode(content)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    first = next((line for line in io.StringIO(text[: 1 << 16]) if line.strip()), "")
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or delimiter_of(first))
-    pages: list[Page] = []
-    bad: list[int] = []
+    lines = _Lines(text)
+    first = next((line for line in _Lines(text[: 1 << 16]) if line.strip()), "")
+    said = _SEPARATOR.fullmatch(first)
+    rows = csv.reader(lines, delimiter=said[1] if said else delimiter or delimiter_of(first))
+    pages = _Records("CSV")
     header: list[str] = []
+    began, quotes = 0, 0  # the row: its first line, and the quotes before it
     while True:
-        number = rows.line_num + 1
+        before = rows.line_num + 1, lines.quotes
         try:
             row = next(rows)
         except StopIteration:
+            if rows.line_num > began and (lines.quotes - quotes) % 2:
+                pages.notes.append(f"a quote in line {began} is never closed: all from there is one record")
             break
         except csv.Error:
-            bad.append(number)
+            pages.bad.append(before[0])
+            continue
+        began, quotes = before
+        if not row:
             continue
         if not header:
-            header = _unlike([name.strip() or f"column {n}" for n, name in enumerate(row, 1)])
+            if said:
+                said = None
+            else:
+                header = _unlike([name.strip() or f"column {n}" for n, name in enumerate(row, 1)])
             continue
         fields = {header[n] if n < len(header) else f"column {n + 1}": value for n, value in enumerate(row)}
         lower = {name.lower(): value for name, value in fields.items()}
         label = next((lower[f] for f in _NAME_FIELDS if lower.get(f)), "")
-        pages.append(Page(_record(fields), number=number, label=label))
-    return _records(pages, bad, "CSV")
+        if not pages.add(Page(_record(fields), number=began, label=label)):
+            break
+    return pages.read()
+
+
+class _Lines:
+    """Lines of a text, whatever they end with, and how many quotes were in those so far."""
+
+    def __init__(self, text: str) -> None:
+        self.quotes = 0
+        self._lines = io.StringIO(text, newline="")
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.quotes += line.count('"')
+            yield line
 
 
 def _unlike(names: list[str]) -> list[str]:
@@ -543,6 +574,8 @@ def _record(fields: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     """What a field holds, on one line; of lists and objects all that is in them."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, list):
         return ", ".join(filter(None, map(_value, value)))
     if isinstance(value, Mapping):
@@ -550,14 +583,33 @@ def _value(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _records(pages: list[Page], bad: list[int], kind: str) -> Read:
-    if bad and not pages:
-        raise InputError(f"none of its lines is {kind}")
-    if not bad:
-        return Read(tuple(pages))
-    more = f" and {len(bad) - _NOTED} more" if len(bad) > _NOTED else ""
-    lines = ", ".join(map(str, bad[:_NOTED]))
-    return Read(tuple(pages), (f"not {kind}: line{'s' if len(bad) > 1 else ''} {lines}{more}",))
+class _Records:
+    """Pages that were read, up to a limit, and what is to be said of the others."""
+
+    def __init__(self, kind: str) -> None:
+        self.bad: list[int] = []  # lines that are no record
+        self.notes: list[str] = []
+        self._kind = kind
+        self._pages: list[Page] = []
+
+    def add(self, page: Page) -> bool:
+        """Adds it if it has text. False where there is no room for more."""
+        if not page.text:
+            return True
+        if len(self._pages) == _MOST_RECORDS:
+            self.notes.append(f"only its first {_MOST_RECORDS:,} records are read; split it")
+            return False
+        self._pages.append(page)
+        return True
+
+    def read(self) -> Read:
+        if self.bad and not self._pages:
+            raise InputError(f"none of its lines is {self._kind}")
+        if self.bad:
+            more = f" and {len(self.bad) - _NOTED} more" if len(self.bad) > _NOTED else ""
+            lines = ", ".join(map(str, self.bad[:_NOTED]))
+            self.notes.append(f"not {self._kind}: line{'s' if len(self.bad) > 1 else ''} {lines}{more}")
+        return Read(tuple(self._pages), tuple(self.notes))
 
 
 def _whole(text: str) -> str:
