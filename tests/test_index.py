@@ -282,7 +282,7 @@ def test_folders_that_are_no_index(tmp_path: Path) -> None:
         Corpus.create(tmp_path / "full")
     Corpus.create(tmp_path / "old")
     (tmp_path / "old" / "thinbert-index.json").write_text('{"format": 99}')
-    with pytest.raises(InputError, match="an index of format 99; this thinbert has format 2"):
+    with pytest.raises(InputError, match="an index of format 99; this thinbert has format 3"):
         Corpus.open(tmp_path / "old")
     (tmp_path / "old" / "thinbert-index.json").write_text("[")
     with pytest.raises(InputError, match="damaged"):
@@ -483,3 +483,22 @@ def test_other_places_of_an_answer_may_be_stale(cli: Cli, tmp_path: Path) -> Non
     said = json.loads(cli("ask", "Who built the mill?", "--index", tmp_path / "index", "--json").out)
     assert len(said["stale"]) == 1
     assert said["stale"][0].endswith("b.txt")
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("cafe\u0301", "café"),  # accents as characters of their own
+        ("café", "cafe\u0301"),
+        ("inter\u00adnatio\u00adnal", "international"),  # where a line may be broken
+        ("of\ufb01ce", "office"),  # a ligature of print
+        ("Ｔｏｋｙｏ", "tokyo"),
+    ],
+)
+def test_what_looks_the_same_is_found(written: str, asked: str) -> None:
+    """And quoted as it stands."""
+    sentence = f"The {written} is by the river."
+    corpus = Corpus.in_memory([text_document("a", sentence), text_document("b", "The bridge is by the river.")])
+    hits = corpus.search(f"{asked}?", 5)
+    assert [h.text for h in hits] == [sentence]
+    assert corpus.page("a", 1).text == sentence

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import time
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -38,10 +39,11 @@ from thinbert.corpus.pages import Page, is_text, passages, unlike
 from thinbert.errors import InputError, StorageError
 from thinbert.model.checkpoint import write_atomic
 
-_FORMAT = 2  # of the fields below; an index of another format is made anew by the user
+_FORMAT = 3  # of the fields below; an index of another format is made anew by the user
 _HEAP = 64_000_000  # bytes that the writer fills before it writes a segment
 _COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # text or time after which work is made safe
-_WEIGHTS = {"body": 1.0, "heading": 0.5, "name": 0.3}  # of a word's score, by where it stands
+_WEIGHTS = {"words": 1.0, "heading": 0.5, "name": 0.3}  # of a word's score, by where it stands
+_UNSEEN = re.compile("[\u00ad\u200c-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _FORBIDDEN = re.compile("PermissionDenied|ReadOnlyFilesystem")  # in tantivy's words
 # tantivy's files of an empty index, which it makes before ours
 _BEGUN = (".managed.json", "meta.json", ".tantivy-meta.lock", ".tantivy-writer.lock", ".tmp")
@@ -70,7 +72,8 @@ def _schema() -> tantivy.Schema:
     builder.add_unsigned_field("page", stored=True, indexed=True, fast=True)
     builder.add_unsigned_field("start", stored=True)
     builder.add_text_field("label", stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_text_field("body", stored=True, tokenizer_name="words", index_option="freq")
+    builder.add_bytes_field("body", stored=True)  # the text as it stands; it is found by its words
+    builder.add_text_field("words", tokenizer_name="words", index_option="freq")
     builder.add_text_field("heading", tokenizer_name="words", index_option="freq")
     builder.add_text_field("name", tokenizer_name="words", index_option="freq")
     builder.add_bytes_field("about", stored=True)
@@ -109,6 +112,12 @@ class File:
     @property
     def id(self) -> str:
         return id_of(self.path)
+
+
+def searchable(text: str) -> str:
+    """Text as it is searched: what looks the same is found by the same question. Letters and their accents are one
+    character, and what is not seen inside of words (soft hyphens, joiners, marks of direction) is not there."""
+    return unicodedata.normalize("NFKC", _UNSEEN.sub("", text))
 
 
 def id_of(path: str) -> str:
@@ -224,18 +233,20 @@ class Corpus:
     def add(self, writer: "Writer", document: Document, about: File | None = None) -> int:
         """Adds a document's passages, and what is known of its file; returns the number of passages."""
         key = about.path if about else document.name
-        name = Path(key).stem.replace("_", " ").replace("-", " ")
+        name = searchable(Path(key).stem.replace("_", " ").replace("-", " "))
         count = 0
         for page in document.pages:
             for passage in passages(page):
+                body = page.text[passage.start : passage.end]
                 writer.add(
                     kind="passage",
                     file=key,
                     page=page.number,
                     start=passage.start,
                     label=page.label,
-                    body=page.text[passage.start : passage.end],
-                    heading="\n".join(heading for _, heading in passage.headings),
+                    body=body.encode(),
+                    words=searchable(body),
+                    heading=searchable("\n".join(heading for _, heading in passage.headings)),
                     about=json.dumps(passage.headings).encode() if passage.headings else b"",
                     name=name,
                 )
@@ -466,6 +477,7 @@ class View:
     def search(self, question: str, limit: int) -> list[Hit]:
         """The passages that share most with a question, best first. Any punctuation is only punctuation: the words are
         looked up one by one, and no query language is in between."""
+        question = searchable(question)
         words = list(dict.fromkeys(self._questions.analyze(question))) or self._words.analyze(question)
         if not words or limit < 1:
             return []
@@ -508,7 +520,9 @@ def _hit(searcher: tantivy.Searcher, score: float, address: tantivy.DocAddress) 
 
     about = bytes(one("about"))
     headings = tuple((at, heading) for at, heading in json.loads(about)) if about else ()
-    return Hit(one("file"), one("page"), one("label"), one("start"), one("body"), headings, float(score))
+    return Hit(
+        one("file"), one("page"), one("label"), one("start"), bytes(one("body")).decode(), headings, float(score)
+    )
 
 
 def absolute(path: str | Path) -> str:
