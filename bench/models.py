@@ -113,7 +113,7 @@ def as_float(model: str) -> Path:
     from thinbert.model.families import FAMILIES
 
     source = read_checkpoint(model)
-    folder = WORK / f"{Path(model).name}-{source.sha256()[:8]}-float32"
+    folder = WORK / f"{Path(model).name}-{source.sha256[:8]}-float32"
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: source.array(n) for n in source.shapes}

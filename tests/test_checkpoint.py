@@ -294,12 +294,17 @@ def test_numbers_too_large_to_compute_with(tmp_path: Path) -> None:
 
 
 def test_tagging_models_have_no_classification_head(tmp_path: Path) -> None:
-    """Their `classifier` reads every token, without the layer that sentence classification has before it."""
+    """Their `classifier` reads every token, without the layer that sentence classification has before it, or with one
+    that stayed there from pre-training."""
     config = tiny.bert_config()
     tagger = {"classifier.weight": np.ones((9, 128), np.float32), "classifier.bias": np.ones(9, np.float32)}
     checkpoint = read_checkpoint(tiny.write_model(tmp_path / "m", config, {**tiny.bert_tensors(config), **tagger}))
     assert (checkpoint.has_span, checkpoint.has_classify) == (True, False)
     assert set(checkpoint.ignored) == set(tagger)
+    for kind, classifies in (("ForTokenClassification", False), ("ForSequenceClassification", True)):
+        config = tiny.bert_config(architectures=[f"Bert{kind}"], id2label={"0": "no", "1": "yes"})
+        folder = tiny.write_model(tmp_path / kind, config, tiny.bert_tensors(config, head="classify"))
+        assert read_checkpoint(folder).has_classify == classifies
 
 
 def test_distilbert_has_its_own_eps(tmp_path: Path) -> None:
@@ -430,12 +435,31 @@ def test_truncated_safetensors(tmp_path: Path, keep: int) -> None:
         load(file.parent)
 
 
-def test_unknown_safetensors_dtype(tmp_path: Path) -> None:
-    folder = tiny.write_model(tmp_path / "m", tiny.bert_config(), None)
-    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
-    with pytest.raises(ModelError, match="tensor w is of type F8_E4M3"):
-        load(folder)
+def test_unknown_safetensors_dtypes_matter_where_they_are_needed(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    file = tiny.write_model(tmp_path / "m", config, tensors) / "model.safetensors"
+    whole = file.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for name, wrong in (
+        ("another.head", None),
+        ("qa_outputs.bias", "qa_outputs.bias is of type F8_E4M3; expected floating point"),
+    ):
+        entries = json.loads(whole[8:start])
+        entries.pop(name, None)
+        end = len(whole) - start
+        entries[name] = {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [end, end + 2]}
+        rest = whole[start:]
+        if wrong:  # in the place of the one that was there
+            begin, stop = json.loads(whole[8:start])[name]["data_offsets"]
+            entries["qa_outputs.old"] = {"dtype": "F32", "shape": [2], "data_offsets": [begin, stop]}
+        header = json.dumps(entries).encode()
+        file.write_bytes(struct.pack("<Q", len(header)) + header + rest + b"\0" * 2)
+        if wrong:
+            with pytest.raises(ModelError, match=wrong):
+                load(file.parent)
+        else:
+            assert name in read_checkpoint(file.parent).ignored
 
 
 @pytest.mark.parametrize(
@@ -748,6 +772,37 @@ def test_names_nested_too_deep_to_be_hashed(tmp_path: Path, mark: bytes, put: by
     write_zip(path, b"\x80\x02(" + key + b"K\x01d.")
     with pytest.raises(ModelError, match="not a whole torch checkpoint"):
         read_torch(path)
+
+
+def test_saved_without_checksums(tmp_path: Path) -> None:
+    """torch can leave them out; where there are some, all are checked."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.arange(3.0)}, tmp_path / "without.bin")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert read_torch(tmp_path / "without.bin")["w"].tolist() == [0, 1, 2]
+    torch.save({"w": torch.arange(3.0)}, tmp_path / "with.bin")
+    whole = (tmp_path / "with.bin").read_bytes()
+    one = np.float32(1).tobytes()
+    (tmp_path / "with.bin").write_bytes(whole.replace(one, np.float32(7).tobytes(), 1))
+    with pytest.raises(ModelError, match="Bad CRC-32"):
+        read_torch(tmp_path / "with.bin")
+
+
+def test_the_identity_is_of_what_was_read(tmp_path: Path) -> None:
+    """Not of what lies there when somebody asks: it is what packed models are kept by."""
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    first = read_checkpoint(folder)
+    late = read_checkpoint(folder)
+    known = first.sha256
+    tiny.write_model(folder, config, tiny.bert_tensors(config, seed=5))
+    assert first.sha256 == known
+    with pytest.raises(ModelError, match="has changed since it was loaded; load it again"):
+        _ = late.sha256
+    assert read_checkpoint(folder).sha256 != known
 
 
 @pytest.mark.parametrize("flat", [False, True])

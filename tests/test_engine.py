@@ -345,12 +345,47 @@ def test_threads(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THINBERT_THREADS", "many")
     with pytest.raises(InputError, match="THINBERT_THREADS is 'many'; expected a number of threads"):
         choose_threads()
+    monkeypatch.setenv("THINBERT_THREADS", "1" * 5000)
+    with pytest.raises(InputError, match="THINBERT_THREADS is '1111"):
+        choose_threads()
     affinity = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(affinity)})
         assert usable_cores() == 1
     finally:
         os.sched_setaffinity(0, affinity)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "max 100000"}, 64),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/a.slice/b.service", {"a.slice/cpu.max": "350000 100000", "a.slice/b.service/cpu.max": "max 100000"}, 3),
+        ("4:memory:/x\n3:cpu,cpuacct:/x", {"cpu,cpuacct/x/cpu.cfs_quota_us": "400000"}, 64),
+        (
+            "3:cpu,cpuacct:/x",
+            {"cpu,cpuacct/x/cpu.cfs_quota_us": "400000", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"},
+            4,
+        ),
+        ("3:cpu:/docker/1", {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "50000"}, 3),
+        ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+        ("0::/", {"cpu.max": "damaged"}, 64),
+        ("damaged", {}, 64),
+    ],
+)
+def test_cores_that_cgroups_leave(
+    own: str, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    (tmp_path / "own").write_text(f"{own}\n")
+    monkeypatch.setattr(engine_module, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(engine_module, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64))
+    assert usable_cores() == cores
 
 
 def test_precisions(tiny_folder: Path) -> None:

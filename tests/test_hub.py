@@ -177,6 +177,11 @@ def test_what_is_said_when_it_fails(client: Client, tmp_path: Path) -> None:
         "model someone/both: no such folder, not in the local cache, and the hub did not give it"
     )
     assert "Connection refused" in unreachable
+    assert client.load("someone/both").stdout == "2\n"
+    for weights in (tmp_path / "home").rglob("model.safetensors"):  # as if it had been stopped before they came
+        weights.unlink()
+    half = client.error("someone/both", HF_HUB_OFFLINE="1")
+    assert half == "model someone/both: its weights are not in the local cache, and HF_HUB_OFFLINE is set"
     assert "HF_HUB_OFFLINE is set" not in client.error("someone/nothing", HF_HUB_OFFLINE="0")
 
 

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import shutil
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,11 @@ from thinbert.api import Reference, load
 from thinbert.errors import Error, ModelError
 from thinbert.model import reference
 from thinbert.model.blocks import fault, to_blocks, to_dense
-from thinbert.model.checkpoint import read_checkpoint
+from thinbert.model.checkpoint import Checkpoint, read_checkpoint
 from thinbert.model.compact import compact
 from thinbert.model.pack import pack
 from thinbert.model.sparsity import measure
+from thinbert.runtime import cache
 from thinbert.runtime.cache import cache_folder
 
 
@@ -364,6 +367,50 @@ def test_a_damaged_entry_of_the_cache_is_made_again(tmp_path: Path, monkeypatch:
         assert load(folder).answer("who", "the tower") == expected
         assert (made / "model.safetensors").read_bytes() == whole
         assert list(made.parent.iterdir()) == [made]
+
+
+def test_what_killed_packings_leave_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    """Unfinished files are taken away by the next; another's work only when it is a day old."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".config.json.0123abcd.tmp").write_text("{")
+    pack(read_checkpoint(tiny_folder), out)
+    (out / ".model.safetensors.0123abcd.tmp").write_bytes(b"half")
+    pack(read_checkpoint(tiny_folder), out)
+    assert {f.name for f in out.iterdir()} == {"config.json", "model.safetensors", "vocab.txt"}
+
+    monkeypatch.setenv("THINBERT_CACHE", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / f"packed-1-{__version__}"
+    for name, age in (("packing-old", 2), ("packing-new", 0)):
+        (kept / name / "model").mkdir(parents=True)
+        os.utime(kept / name, (time.time() - age * 86_400,) * 2)
+    load(tiny_folder)
+    assert sorted(f.name for f in kept.iterdir() if f.name.startswith("packing-")) == ["packing-new"]
+
+
+def test_two_processes_may_mend_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    """One may take away what the other has just put there, for the damaged one that it saw."""
+    monkeypatch.setenv("THINBERT_CACHE", str(tmp_path / "cache"))
+    kept, looks = cache._kept, []
+
+    def other(target: Path) -> Checkpoint | None:
+        looks.append(target)
+        if len(looks) == 2:  # after ours was put there
+            shutil.rmtree(target)
+        return kept(target)
+
+    monkeypatch.setattr(cache, "_kept", other)
+    assert load(tiny_folder).answers
+    assert len(looks) == 3
+
+
+def test_a_model_without_a_tokenizer_is_not_packed(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(ModelError, match="no tokenizer; expected "):
+        pack(read_checkpoint(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

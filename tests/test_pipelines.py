@@ -66,6 +66,19 @@ def test_live_answers(qa: QuestionAnsweringPipeline, tmp_path: Path) -> None:
         assert_equal_results(qa(**call), expected)
 
 
+class DataSet:
+    """What torch.utils.data.Dataset is: no list, and no iterable."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, i: int) -> Any:
+        return self._items[i]
+
+
 def test_ways_to_call(qa: QuestionAnsweringPipeline) -> None:
     question = "Who is the tower named after?"
     one = {"question": question, "context": TOWER}
@@ -78,6 +91,9 @@ def test_ways_to_call(qa: QuestionAnsweringPipeline) -> None:
     assert [r["answer"] for r in qa([one, one])] == ["Gustave Eiffel"] * 2
     assert qa(question=[question], context=[TOWER]) == expected
     assert qa(**one, padding=True, batch_size=8) == expected
+    from_set = qa(DataSet([one, one]))
+    assert iter(from_set) is from_set
+    assert [r["answer"] for r in from_set] == ["Gustave Eiffel"] * 2
     stream = qa(example for example in [one, {"question": "When did Chopin live?", "context": CHOPIN}])
     assert [r["answer"] for r in stream] == ["Gustave Eiffel", "1 March 1810 – 17 October 1849"]
 
@@ -170,6 +186,9 @@ def test_making_one(tiny_folder: Path, tmp_path: Path) -> None:
         thinbert.pipeline("question-answering", tiny_folder, dtype="float16")
     with pytest.raises(InputError, match="tokenizer 'other' is not the model's"):
         thinbert.pipeline("question-answering", tiny_folder, tokenizer="other")
+    for same in (tiny_folder, str(tiny_folder)):
+        assert thinbert.pipeline("question-answering", tiny_folder, tokenizer=same)
+    assert thinbert.pipeline("question-answering", tokenizer="default")
     with pytest.raises(TypeError, match="unexpected keyword argument 'topk'"):
         thinbert.pipeline("question-answering", tiny_folder, topk=3)
     config = tiny.bert_config(id2label={"0": "no", "1": "yes"})

@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,7 +306,9 @@ def test_broken_surrogates_are_read_as_unknown_characters(tiny_model: Model) -> 
 
 
 def test_long_texts_are_tokenised_in_pieces(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = " ".join(TRICKY * 20) + "x" * 500 + " the  end"
+    text = (
+        " ".join(TRICKY * 20) + "x" * 500 + " the  end" + "中文字符" * 200 + "one\u00a0two\u2003" * 100 + "a,b。" * 99
+    )
     whole = tiny_model.tokenizer(text)
     for size in (1, 7, 50, 1000):
         monkeypatch.setattr("thinbert.model.tokenizer._PIECE", size)
@@ -314,6 +317,23 @@ def test_long_texts_are_tokenised_in_pieces(tiny_model: Model, monkeypatch: pyte
             np.testing.assert_array_equal(getattr(cut, field), getattr(whole, field))
         same_word = [np.diff(t.words) == 0 for t in (cut, whole)]
         np.testing.assert_array_equal(*same_word)
+
+
+def test_scripts_without_spaces_are_tokenised_in_pieces_too(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own form of a text is large, and a book may be one long line of them."""
+    longest = 0
+    encode = tiny_model.tokenizer._backend.encode
+
+    class Watching:
+        def encode(self, text: str, **options: Any) -> Any:
+            nonlocal longest
+            longest = max(longest, len(text))
+            return encode(text, **options)
+
+    monkeypatch.setattr(tiny_model.tokenizer, "_backend", Watching())
+    for text in ("中文" * 100_000, "a\u00a0" * 100_000, "a," * 100_000):
+        assert len(tiny_model.tokenizer(text)) >= 100_000
+    assert longest <= (1 << 16) + 2
 
 
 # --- the bundled model ------------------------------------------------------------------------------------------------

@@ -205,7 +205,9 @@ def published(config: dict[str, Any], heads_gone: int, linear_density: float, po
                 tensors[f"bert.encoder.layer.{i}.{norm}.{part}"] = np.ones(D, np.int8)
     ignored = {"bert.pooler.dense.weight": np.ones((D, D)), "bert.pooler.dense.bias": np.ones(D)} if pooler else {}
     all_shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return Checkpoint("published", Path(), (), parsed, tensors, ignored, all_shapes, has_span=True, has_classify=False)
+    return Checkpoint(
+        "published", Path(), (), parsed, tensors, ignored, all_shapes, has_span=True, has_classify=False, stamps=()
+    )
 
 
 def test_published_block_sparse_base() -> None:

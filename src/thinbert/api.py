@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -115,10 +116,10 @@ class Model:
         c = self.config
         return f"<thinbert.Model {self.name}: {c.family}, {c.layers} layers of width {c.width}>"
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Identity of configuration, weights and tokenizer."""
-        return self._checkpoint.sha256()
+        return self._checkpoint.sha256
 
     @property
     def answers(self) -> bool:

@@ -11,7 +11,7 @@ Two oddities are left out on purpose: where a text has fewer spans than `top_k`,
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from thinbert.api import Job, Model, load
-from thinbert.errors import InputError
+from thinbert.errors import InputError, quoted
 from thinbert.model.checkpoint import DEFAULT_MODEL, find_model, read_json
 from thinbert.model.pack import is_packed
 from thinbert.model.tokenizer import Tokens
@@ -83,8 +83,9 @@ def pipeline(
     for number in (dtype, torch_dtype):
         if str(number).removeprefix("torch.") not in ("None", "auto", "float32"):
             raise InputError(f"dtype {number!r}; thinbert computes in float32 or int8 (see precision)")
-    if tokenizer is not None and tokenizer != model:
-        raise InputError(f"tokenizer {tokenizer!r} is not the model's; thinbert uses the one in the model's folder")
+    own = model.name if isinstance(model, Model) else DEFAULT_MODEL if model is None else os.fspath(model)
+    if tokenizer is not None and not (isinstance(tokenizer, str | os.PathLike) and os.fspath(tokenizer) == own):
+        raise InputError(f"tokenizer {quoted(tokenizer)} is not the model's; thinbert uses that of the model's folder")
     unknown = set(defaults) - {*kind.options, *WITHOUT_EFFECT}
     if unknown:
         raise TypeError(f"pipeline() got an unexpected keyword argument {sorted(unknown)[0]!r}")
@@ -96,11 +97,10 @@ def pipeline(
     else:
         if model is None and kind is TextClassificationPipeline:
             raise InputError(f"task {task!r} needs a model; the bundled one answers questions")
-        name = DEFAULT_MODEL if model is None else model
         if precision is None:
-            folder = find_model(name, revision=revision, token=token)
+            folder = find_model(own, revision=revision, token=token)
             precision = "int8" if is_packed(read_json(folder / "config.json")) else "float32"
-        model = load(name, precision=precision, threads=threads, revision=revision, token=token)
+        model = load(own, precision=precision, threads=threads, revision=revision, token=token)
     return kind(model, **{k: v for k, v in defaults.items() if k not in WITHOUT_EFFECT})
 
 
@@ -144,8 +144,8 @@ class QuestionAnsweringPipeline:
         """One result for one question, a list for several; with top_k > 1 each result is itself a list, best first.
 
         Args:
-            inputs: a `{"question", "context"}` dict, a list of them, a generator of them (then results come as a
-                generator too), or a question and a context.
+            inputs: a `{"question", "context"}` dict, a list of them, a generator or data set of them (then results come
+                as a generator), or a question and a context.
             question, context: the same by keyword; lists pair up, and one context may serve a list of questions.
             top_k: answers to return; fewer where there are fewer, and one alone is not wrapped in a list.
             doc_stride: tokens that neighbouring windows of a long context share; 128, or half a window.
@@ -174,8 +174,8 @@ class QuestionAnsweringPipeline:
         if options.max_answer_len < 1:
             raise ValueError(f"max_answer_len parameter should be >= 1 (got {options.max_answer_len})")
         examples = _arguments(inputs, question, context)
-        if isinstance(examples, GeneratorType):
-            return self._results((_example(e) for e in examples), options)
+        if isinstance(examples, Iterator):
+            return self._results(map(_example, examples), options)
         results = list(self._results(examples, options))
         return results[0] if len(results) == 1 else results
 
@@ -264,8 +264,20 @@ class _Merger:
         return best[0] if len(best) == 1 else best
 
 
+def _stream(inputs: Any) -> Iterator[Any] | None:
+    """What gives its items one by one, and whose results come so too: a generator, or a data set, which has a length
+    and items by their number (torch's, without torch). None for anything else."""
+    if isinstance(inputs, GeneratorType):
+        return inputs
+    if isinstance(inputs, str | list | tuple | Mapping):
+        return None
+    if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
+        return (inputs[i] for i in range(len(inputs)))
+    return None
+
+
 def _arguments(inputs: tuple[Any, ...], question: Any, context: Any) -> Any:
-    """The examples in a call, checked; a generator is passed on unread."""
+    """The examples in a call, checked; those of a stream unread."""
     if inputs:
         if len(inputs) == 2 and all(isinstance(i, str) for i in inputs):
             return [_example({"question": inputs[0], "context": inputs[1]})]
@@ -280,8 +292,8 @@ def _arguments(inputs: tuple[Any, ...], question: Any, context: Any) -> Any:
         examples = [{"question": question, "context": context}]
     else:
         raise ValueError("no input: give question= and context=, or {'question': …, 'context': …}")
-    if isinstance(examples, GeneratorType):
-        return examples
+    if stream := _stream(examples):
+        return stream
     if isinstance(examples, dict):
         examples = [examples]
     if isinstance(examples, str) or not isinstance(examples, Iterable):
@@ -320,8 +332,8 @@ class TextClassificationPipeline:
         top_k each result is itself a list, best first.
 
         Args:
-            inputs: a text, a `{"text", "text_pair"}` dict, a list of either, or a generator of them (then results come
-                as a generator too).
+            inputs: a text, a `{"text", "text_pair"}` dict, a list of either, or a generator or data set of them (then
+                results come as a generator).
             options: top_k: classes to return (None: all). function_to_apply: softmax, sigmoid or none; by default
                 what the model's problem_type asks for, else softmax, or sigmoid for a model of one class. max_length:
                 cut texts to so many tokens; by default they are cut only where the model takes no more. truncation
@@ -334,11 +346,11 @@ class TextClassificationPipeline:
             if name not in {*self.options, *WITHOUT_EFFECT}:
                 raise TypeError(f"__call__() got an unexpected keyword argument {name!r}")
         given = self._defaults | options
-        several = isinstance(inputs, list | GeneratorType)
-        pairs = (_pair(item) for item in (inputs if several else [inputs]))
+        stream, several = _stream(inputs), isinstance(inputs, list)
+        pairs = (_pair(item) for item in stream or (inputs if several else [inputs]))
         limit = given.get("max_length") or self.model.config.positions
         found = (self._result(row, given) for row in classify.logits(self.model, pairs, max_length=limit))
-        if isinstance(inputs, GeneratorType):
+        if stream:
             return found
         results = list(found)
         if several:

@@ -337,7 +337,7 @@ def from_checkpoint(checkpoint: Checkpoint, heads: Mapping[str, int]) -> tuple[E
     for ours, theirs in tensor_names(checkpoint.config, heads).items():
         if theirs in checkpoint.shapes:
             array = checkpoint.array(theirs)
-        elif theirs in checkpoint.ignored:
+        elif theirs in checkpoint.ignored and checkpoint.ignored[theirs].dtype.kind == "f":
             array = np.asarray(checkpoint.ignored[theirs], np.float32)
         else:
             begun.append(ours)

@@ -326,7 +326,7 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
     asked: dict[str, Any] = {
         # but what changes nothing of what is made
         "stage": stage.model_dump(mode="json", exclude_defaults=True, exclude=_UNCHANGING),
-        "start": source.sha256(),
+        "start": source.sha256,
         "scale": place.scale,
         "data": {path.name: sha256_of(path) for path in sources.files(place, stage)},
     }
@@ -371,7 +371,7 @@ def _provenance(place: Place, stage: Stage, seed: int, source: Checkpoint, featu
         "stage": stage.name,
         "seed": seed,
         "examples": {"count": len(features), "sha256": features.sha256()},
-        "start": source.sha256(),
+        "start": source.sha256,
         "teachers": _teachers(place, stage, seed),
         "versions": {"thinbert": thinbert.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
@@ -501,4 +501,4 @@ def _teachers(place: Place, stage: Stage, seed: int) -> list[str]:
     """The hashes of the models a stage learns from."""
     terms = stage.distil
     names = {terms.teacher, terms.states or terms.teacher} if terms else set()
-    return sorted(_teacher(place, name, seed).sha256() for name in names)
+    return sorted(_teacher(place, name, seed).sha256 for name in names)

@@ -35,7 +35,7 @@ def logits(place: Place, teacher: Checkpoint, features: Features, task: str) -> 
     spans = task in SPAN_TASKS
     width = 2 if spans else len(glue.TASKS[task].labels)
     ends = features.ends if spans else np.arange(1, len(features) + 1)  # of each example's rows
-    path = _path(place, f"{teacher.sha256()} {features.sha256()}", "f16")
+    path = _path(place, f"{teacher.sha256} {features.sha256()}", "f16")
 
     def ask(first: int) -> Rows:
         return _answers(teacher, features, task, first)
@@ -50,7 +50,7 @@ def states(place: Place, teacher: Checkpoint, features: Features, layers: int) -
     """A teacher's hidden states for every token: [N + 1, D] of the embeddings and those of its layers that a student of
     N follows, in bfloat16, which is what training would compute them in."""
     chosen = layer_map(layers, teacher.config.layers)
-    path = _path(place, f"{teacher.sha256()} {features.sha256()} {layers}", "bf16")
+    path = _path(place, f"{teacher.sha256} {features.sha256()} {layers}", "bf16")
     shape = (layers + 1, teacher.config.width)
 
     def ask(first: int) -> Rows:

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from thinbert.errors import ModelError
 from thinbert.model.blocks import ENDINGS, INDEX, START, Blocks, fault, to_blocks, to_dense
 from thinbert.model.config import EncoderConfig, parse_config
-from thinbert.model.dtypes import to_numpy, widen_bfloat16
+from thinbert.model.dtypes import to_numpy, type_name, unknown, widen_bfloat16
 from thinbert.model.families import FAMILIES, Family, modern_name
 from thinbert.model.quantize import SCALE_SUFFIX, dequantize_rows, quantize_rows
 from thinbert.model.torchfile import read_torch
@@ -43,6 +44,7 @@ _WEIGHT_FILES = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 TRAINING_FILE = "training.json"  # how a model came about, where thinbert made it
 
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what `replacing` calls files that are not whole yet
 _MOST_DIMENSIONS = 8
 _SWELLING, _SPARE = 64, 1 << 24  # values for a byte that is stored, and more
 _LISTED = 12  # tensors named in one error message before "and N more"
@@ -61,6 +63,7 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]  # [outputs, inputs] of every tensor, also of those stored as blocks
     has_span: bool
     has_classify: bool
+    stamps: tuple[object, ...]  # of the files, when they were read
 
     def array(self, name: str) -> Array:
         """One tensor as float32. Raises ModelError where it is not finite."""
@@ -135,13 +138,23 @@ class Checkpoint:
             classify=self.classify(),
         )
 
+    @cached_property
     def sha256(self) -> str:
-        """A digest of config, weights and tokenizer: the identity of the model in records and caches."""
+        """A digest of config, weights and tokenizer: the identity of the model in records and caches.
+
+        Raises:
+            ModelError: the files are others than those that were read.
+        """
         digest = hashlib.sha256()
-        tokenizer = (self.folder / name for name in TOKENIZER_FILES)
-        for file in (self.folder / "config.json", *self.files, *(f for f in tokenizer if f.is_file())):
-            with file.open("rb") as f:
-                digest.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
+        try:
+            for file in _read_from(self.folder, self.files):
+                with file.open("rb") as f:
+                    digest.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
+            same = _stamps(self.folder, self.files) == self.stamps
+        except OSError:
+            same = False
+        if not same:
+            raise ModelError(f"{self.folder}: has changed since it was loaded; load it again")
         return digest.hexdigest()
 
 
@@ -204,6 +217,8 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
         for name in TOKENIZER_FILES:
             fetch_if_there(name)
         weights = next(filter(None, map(fetch_if_there, _WEIGHT_FILES)), None)
+        if weights is None and constants.HF_HUB_OFFLINE:
+            raise ModelError(f"model {repo}: its weights are not in the local cache, and HF_HUB_OFFLINE is set")
         if weights is not None and weights.name.endswith(".index.json"):
             for shard in _shards(weights):
                 fetch(shard)
@@ -260,6 +275,7 @@ def read_checkpoint(
     config = parse_config(read_json(folder / "config.json"), where=str(folder / "config.json"))
     family = FAMILIES[config.family]
     files = _weight_files(folder)
+    stamps = _stamps(folder, files)
     tensors: dict[str, NDArray[Any]] = {}
     for file in files:
         read = read_safetensors(file) if file.suffix == ".safetensors" else read_torch(file)
@@ -273,8 +289,8 @@ def read_checkpoint(
         return f"{stem}.weight" in tensors or f"{stem}.weight{INDEX}" in tensors  # dense, or as blocks
 
     has_span = has(family.span)
-    # a classifier that reads every token (tagging) has no layer before it, and is not ours
-    has_classify = has(family.classify_out) and has(family.classify_hidden)
+    # a classifier that reads every token (tagging) is not ours, and has no layer before it, or one that it does not use
+    has_classify = has(family.classify_out) and has(family.classify_hidden) and config.of_texts
     if has_span and config.token_types == 1:
         raise ModelError(f"{folder / 'config.json'}: type_vocab_size is 1; a question and its text need 2")
     classes = len(config.labels) or _rows(tensors, f"{family.classify_out}.weight") if has_classify else 0
@@ -290,7 +306,20 @@ def read_checkpoint(
         shapes=expected,
         has_span=has_span,
         has_classify=has_classify,
+        stamps=stamps,
     )
+
+
+def _read_from(folder: Path, files: Iterable[Path]) -> list[Path]:
+    """What a model is made of."""
+    tokenizer = (folder / name for name in TOKENIZER_FILES)
+    return [folder / "config.json", *files, *(f for f in tokenizer if f.is_file())]
+
+
+def _stamps(folder: Path, files: Iterable[Path]) -> tuple[object, ...]:
+    """What tells these files from others of their names. A file that is not there is told when it is read."""
+    found = ((f.name, f.stat()) for f in _read_from(folder, files) if f.is_file())
+    return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found)
 
 
 def expected_shapes(
@@ -359,7 +388,7 @@ def _check_tensors(
             elif not np.isfinite(scale).all():
                 faults.append(f"int8 {name}: its scales hold NaN or infinity")
         elif tensor.dtype.kind != "f":
-            faults.append(f"{name} is of type {tensor.dtype}; expected floating point, or int8 for a matrix")
+            faults.append(f"{name} is of type {type_name(tensor)}; expected floating point, or int8 for a matrix")
     belonging = {n + SCALE_SUFFIX for n in expected if n in tensors and tensors[n].dtype == np.int8}
     belonging |= {n + e for n in expected if n + INDEX in tensors for e in (*ENDINGS, SCALE_SUFFIX)}
     strangers = [n for n in tensors if n not in expected and n not in belonging]
@@ -454,16 +483,15 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
             raise ModelError(f"{path}: tensor {name} is stored twice")
         fields = dict(entry)
         shape = fields["shape"]
-        try:
-            dtype = to_numpy(fields["dtype"])
-        except KeyError:
-            raise ModelError(
-                f"{path}: tensor {name} is of type {fields['dtype']}, which thinbert does not read"
-            ) from None
         if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) > len(data):
             raise ModelError(
                 f"{path}: tensor {name} has the shape {shape}; expected one or two dimensions of that file"
             )
+        try:
+            dtype = to_numpy(fields["dtype"])
+        except KeyError:  # which matters only if it is needed
+            tensors[name] = np.broadcast_to(unknown(fields["dtype"]), shape)
+            continue
         tensor = np.frombuffer(data, dtype, math.prod(shape), start + fields["data_offsets"][0]).reshape(shape)
         tensors[name] = widen_bfloat16(tensor) if fields["dtype"] == "BF16" else tensor
     return tensors
@@ -483,6 +511,11 @@ def copy_files(source: Path, out: Path, names: Iterable[str] = TOKENIZER_FILES) 
             write_atomic(out / name, (source / name).read_bytes())
         else:
             (out / name).unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files that `replacing` left there unfinished, where its process was killed."""
+    return [f for f in folder.iterdir() if _UNFINISHED.fullmatch(f.name)]
 
 
 def write_atomic(path: Path, data: bytes) -> None:

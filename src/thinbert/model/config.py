@@ -20,6 +20,8 @@ _NORM_EPS = 1e-12  # where the config says nothing, and always in DistilBERT
 # The format numbers groups of four columns in 16 bits; the engine sums what a row of attention keeps in 32.
 _MAX = {"layers": 256, "heads": 1024, "size": 1 << 18, "positions": 1 << 16, "vocabulary": 1 << 24}
 
+_OF_OTHERS = ("ForTokenClassification", "ForMultipleChoice")  # architectures whose head of classes is not of texts
+
 # How classes relate, where a config says it: transformers turns logits into scores by it.
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 
@@ -42,6 +44,7 @@ class EncoderConfig:
     norm: str  # one of NORMS; no_norm is an affine map without statistics
     norm_eps: float
     labels: tuple[str, ...]  # of a classification head
+    of_texts: bool  # whether a head of classes is of texts: not of tokens (tagging), nor of choices
     problem: str | None  # one of PROBLEMS, where the config says one
     no_answer_threshold: float | None  # fitted on held-out data; None when the model never learned to refuse
     no_answer_calibration: tuple[float, float]  # slope and offset of the log odds of no answer; 1, 0 leaves them
@@ -120,6 +123,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> EncoderConfig:
         norm=choice("layer_norm_type", NORMS, "layer_norm"),
         norm_eps=float(eps),
         labels=_labels(raw, where),
+        of_texts=not any(str(name).endswith(_OF_OTHERS) for name in _listed(raw.get("architectures"))),
         problem=raw["problem_type"] if raw.get("problem_type") in PROBLEMS else None,
         no_answer_threshold=_threshold(own.get("no_answer_threshold"), where),
         no_answer_calibration=_calibration(own.get("no_answer_calibration"), where),
@@ -151,6 +155,10 @@ def _ffn_widths(own: object, layers: int, ffn: int, where: str) -> tuple[int, ..
             f"{where}: thinbert.ffn is {quoted(own)}; expected {layers} widths from 0 to {ffn}, one per layer"
         )
     return tuple(own)
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
 
 
 def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:

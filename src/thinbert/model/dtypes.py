@@ -26,6 +26,15 @@ def to_numpy(dtype: str) -> np.dtype[Any]:
     return np.dtype(_NUMPY[dtype])
 
 
+def unknown(dtype: str) -> NDArray[Any]:
+    """One value of a dtype that numpy does not have: nothing of it but the name."""
+    return np.zeros((), [(dtype, "V1")])
+
+
+def type_name(tensor: NDArray[Any]) -> str:
+    return tensor.dtype.names[0] if tensor.dtype.names else str(tensor.dtype)
+
+
 def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """bfloat16 is the upper half of a float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -15,6 +15,7 @@ from thinbert.model.checkpoint import (
     TRAINING_FILE,
     Checkpoint,
     copy_files,
+    leftovers,
     read_checkpoint,
     read_json,
     write_atomic,
@@ -24,6 +25,7 @@ from thinbert.model.compact import Compacted, compact
 from thinbert.model.config import PACKED_VERSION, UNFINISHED
 from thinbert.model.families import FAMILIES, Family
 from thinbert.model.quantize import SCALE_SUFFIX, quantize_rows
+from thinbert.model.tokenizer import read_tokenizer
 from thinbert.model.weights import Linear
 
 # A block costs 4 bytes and an index of 2; whole rows cost 4 bytes for every four columns, kept or not.
@@ -46,14 +48,16 @@ def pack(checkpoint: Checkpoint, out: Path) -> None:
     row, sparse ones as lists of their 1x4 blocks.
 
     Raises:
-        ModelError: `out` is the model's own folder, or holds what is no packed model.
+        ModelError: `out` is the model's own folder, or holds what is no packed model; or the model has no tokenizer.
     """
     if out.exists() and out.samefile(checkpoint.folder):
         raise ModelError(f"{out}: is the model's own folder; give another to pack into")
-    if out.is_dir() and any(out.iterdir()):
+    unfinished = leftovers(out) if out.is_dir() else []
+    if out.is_dir() and set(out.iterdir()) - set(unfinished):
         config_file = out / "config.json"
         if not (config_file.is_file() and is_packed(read_json(config_file))):
             raise ModelError(f"{out}: is not empty and no packed model; give another folder")
+    read_tokenizer(checkpoint.folder, vocabulary=checkpoint.config.vocabulary)  # without which it reads nothing
     family, config = FAMILIES[checkpoint.config.family], checkpoint.config
     compacted = compact(config, checkpoint.weights().layers)
     tensors: Tensors = {}
@@ -79,6 +83,8 @@ def pack(checkpoint: Checkpoint, out: Path) -> None:
         write_atomic(out / "config.json", (json.dumps(described, indent=2) + "\n").encode())
 
     out.mkdir(parents=True, exist_ok=True)
+    for file in unfinished:
+        file.unlink(missing_ok=True)
     describe(UNFINISHED)  # so that what a crash leaves is no model, and may be packed into again
     write_safetensors(out / "model.safetensors", tensors, {"format": f"thinbert-packed-{PACKED_VERSION}"})
     copy_files(checkpoint.folder, out, (*TOKENIZER_FILES, TRAINING_FILE))

@@ -26,7 +26,15 @@ _LONGEST_WORD = 1000  # characters: the time for one grows with the square of th
 # What a tokenizer.json may be made of: other parts can be made to fail, or to swell, on a text they have not seen yet.
 _PARTS = {"model": ("WordPiece",), "normalizer": ("BertNormalizer", None), "pre_tokenizer": ("BertPreTokenizer", None)}
 
-_SPACE = re.compile("[ \t\n\r]")
+# Where a text may be cut without changing its tokens: before white space and punctuation, and before characters that
+# the normaliser sets apart (its own ranges of Chinese). Other white space, such as form feeds, is deleted there, which
+# joins what it stands between.
+_SPACE = r" \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_PUNCTUATION = r"!-/:-@\[-`{-~\u2010-\u2027\u3001-\u3003\u3008-\u3011\uff0c\uff0e"
+_CHINESE = (
+    r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -58,6 +66,8 @@ class Tokenizer:
         backend.no_truncation()  # a tokenizer.json may carry both; windows are cut by thinbert.tasks.qa
         backend.no_padding()
         self._backend = backend
+        apart = _CHINESE if getattr(backend.normalizer, "handle_chinese_chars", False) else ""
+        self._breaks = re.compile(f"[{_SPACE}{_PUNCTUATION}{apart}]")
         self.cls = self._special("[CLS]", where)
         self.sep = self._special("[SEP]", where)
         self._where = where
@@ -79,7 +89,8 @@ class Tokenizer:
         pieces: list[Tokens] = []
         start = word = 0
         while start < len(text) or not pieces:
-            end = _white_space_after(text, start + _PIECE)
+            found = self._breaks.search(text, start + _PIECE)
+            end = found.start() if found else len(text)
             tokens = _tokens(self._backend.encode(text[start:end], add_special_tokens=False))
             pieces.append(Tokens(tokens.ids, tokens.starts + start, tokens.ends + start, tokens.words + word))
             word += 1 + int(tokens.words.max(initial=-1))
@@ -108,13 +119,6 @@ class Tokenizer:
         if number is None:
             raise ModelError(f"{where}: the tokenizer has no {token}; thinbert needs a BERT WordPiece vocabulary")
         return int(number)
-
-
-def _white_space_after(text: str, position: int) -> int:
-    """Where a text may be cut without changing its tokens: the first white space from `position`, or its end. Other
-    characters that separate elsewhere, such as form feeds, are deleted here, which joins what they stand between."""
-    found = _SPACE.search(text, position)
-    return found.start() if found else len(text)
 
 
 def _tokens(encoding: Encoding) -> Tokens:

@@ -214,6 +214,9 @@ def _read_zip(file: BinaryIO) -> dict[str, NDArray[Any]]:
         sizes, size = sum(e.file_size for e in archive.infolist()), file.seek(0, io.SEEK_END)
         if sizes > size:  # entries that overlap
             raise _RefusedError(f"entries of {sizes} bytes in a file of {size}")
+        if not any(e.CRC for e in archive.infolist()):  # torch.serialization.set_crc32_options(False)
+            for e in archive.infolist():
+                e.CRC = None  # type: ignore[assignment]  # zipfile then checks none
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise _RefusedError("a big-endian file; save it anew on a little-endian machine")

@@ -3,7 +3,9 @@
 import errno
 import logging
 import os
+import shutil
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from thinbert.model.config import PACKED_VERSION
 from thinbert.model.pack import is_packed, pack
 
 CACHE_VARIABLE = "THINBERT_CACHE"
+_WORK, _ABANDONED = "packing-", 86_400  # seconds after which what is being packed belonged to a process that was killed
 _log = logging.getLogger("thinbert")
 
 
@@ -39,7 +42,7 @@ def packed(checkpoint: Checkpoint) -> Checkpoint:
     if is_packed(read_json(checkpoint.folder / "config.json")):
         return checkpoint
     # by version too: another may pack otherwise
-    target = cache_folder() / f"packed-{PACKED_VERSION}-{__version__}" / checkpoint.sha256()
+    target = cache_folder() / f"packed-{PACKED_VERSION}-{__version__}" / checkpoint.sha256
     try:
         made = _kept(target) or _make(checkpoint, target)
     except OSError as e:
@@ -60,12 +63,17 @@ def _kept(target: Path) -> Checkpoint | None:
 def _make(checkpoint: Checkpoint, target: Path) -> Checkpoint:
     _log.info("packing %s into %s (once)", checkpoint.name, target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    for old in target.parent.glob(f"{_WORK}*"):
+        if time.time() - old.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(old, ignore_errors=True)
     # beside its place, then moved: several processes may pack at once, and the first to finish wins
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        pack(checkpoint, Path(work) / "model")
+    with tempfile.TemporaryDirectory(prefix=_WORK, dir=target.parent) as work:
+        mine = Path(work) / "model"
         while True:
+            if not mine.exists():  # not yet; or it was there, and another process took it for the damaged one before
+                pack(checkpoint, mine)
             try:
-                (Path(work) / "model").rename(target)
+                mine.rename(target)
             except OSError as e:
                 if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise

@@ -1,9 +1,12 @@
 """The native engine from Python: which instruction set, how many threads, and one call per batch."""
 
 import json
+import math
 import os
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 
 from thinbert import __version__
 from thinbert._core import Encoder, Matrix, cpu_features, instruction_sets, measure_costs
-from thinbert.errors import InputError, ModelError
+from thinbert.errors import InputError, ModelError, quoted
 from thinbert.model.checkpoint import Checkpoint, write_atomic
 from thinbert.model.config import ACTIVATIONS
 from thinbert.model.families import FAMILIES
@@ -24,6 +27,7 @@ HEAD_SIZES = (32, 64)
 COSTS_FILE = "costs.json"  # in the cache folder: processor and instruction set -> nanoseconds by form
 FORMS = ("dense", "4x4", "1x4")  # by the numbers of core/weights.h
 
+_CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _SPAN, _FIRST, _HIDDEN = 0, 1, 2  # what core/python.cc is asked for
 
 
@@ -51,8 +55,8 @@ def choose_isa(name: str | None = None) -> str:
 def choose_threads(threads: int | None = None) -> int:
     """How many threads to use: `threads`, THINBERT_THREADS, or the cores this process may use (affinity and cgroup)."""
     if threads is None and (text := os.environ.get(THREADS_VARIABLE)):
-        if not text.isdecimal():
-            raise InputError(f"{THREADS_VARIABLE} is {text!r}; expected a number of threads")
+        if not re.fullmatch("[0-9]{1,9}", text):
+            raise InputError(f"{THREADS_VARIABLE} is {quoted(text)}; expected a number of threads")
         threads = int(text)
     if threads is None:
         return usable_cores()
@@ -63,15 +67,29 @@ def choose_threads(threads: int | None = None) -> int:
 
 def usable_cores() -> int:
     """Cores this process may run on: its affinity, less where a cgroup limits its share of time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no cgroup, or an old one
-    return cores
+    cores: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no cgroups here
+        cores = min((cores, *map(_quota, _cgroups(_OWN_GROUPS.read_text()))))
+    return max(1, int(cores))
+
+
+def _cgroups(own: str) -> Iterator[Path]:
+    """Folders of the cgroups that may limit a process, from the lines of its /proc/PID/cgroup: its own, and those
+    above. In a container they may be named as the host does, and only the topmost is there."""
+    for line in own.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):  # version 2, or 1
+            top = _CGROUPS / controllers
+            yield from (top / above for above in (path.lstrip("/"), *map(str, Path(path.lstrip("/")).parents)))
+
+
+def _quota(group: Path) -> float:
+    """Cores that a cgroup's share of time is worth; infinite where it has no limit."""
+    for quota, period in (("cpu.max", None), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # of version 2, and 1
+        with suppress(OSError, ValueError, ZeroDivisionError):
+            words = (group / quota).read_text().split() + ((group / period).read_text().split() if period else [])
+            return int(words[0]) / int(words[1]) if words[0] not in ("max", "-1") else math.inf
+    return math.inf
 
 
 @cache
