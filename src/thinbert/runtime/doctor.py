@@ -3,6 +3,7 @@
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from thinbert.api import Reference, load
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import read_checkpoint
 from thinbert.runtime.cache import cache_folder, packed
-from thinbert.runtime.engine import FORMS, ISA_VARIABLE, Engine, choose_isa, choose_threads, costs, measure, processor
+from thinbert.runtime.engine import FORMS, ISA_VARIABLE, Engine, choose_isa, choose_threads, measure, processor
 
 DENSITIES = (0.5, 0.35, 0.2, 0.1)
 
 
 def examine(model: str | None = None) -> dict[str, Any]:
-    """Everything `thinbert doctor` prints; with a model, also the form planned for each of its matrices."""
+    """Everything `thinbert doctor` prints; with a model, also the form planned for each of its matrices. What products
+    cost is measured anew, and kept for the models that are loaded from then on."""
     isa = choose_isa()
     features = cpu_features()
     sets = [
@@ -31,6 +33,7 @@ def examine(model: str | None = None) -> dict[str, Any]:
         }
         for name, needs, built, supported in instruction_sets()
     ]
+    measured = measure(isa)
     forced = os.environ.get(ISA_VARIABLE)
     report: dict[str, Any] = {
         "processor": processor(),
@@ -40,8 +43,8 @@ def examine(model: str | None = None) -> dict[str, Any]:
         "threads": choose_threads(),
         "instruction_sets": sets,
         "cache": str(cache_folder()),
-        "costs_ns": dict(zip(FORMS, measure(isa), strict=True)),
-        "speedups": [speedups(isa, density) for density in DENSITIES],
+        "costs_ns": dict(zip(FORMS, measured, strict=True)),
+        "speedups": [speedups(measured, density) for density in DENSITIES],
     }
     if model is not None:
         engine = Engine(packed(read_checkpoint(model)))
@@ -49,11 +52,11 @@ def examine(model: str | None = None) -> dict[str, Any]:
     return report
 
 
-def speedups(isa: str, density: float) -> dict[str, float]:
-    """How many times faster than dense a matrix of this density is, by the measured cost of its blocks, in the form the
-    engine would choose. Unstructured weights at density p occupy 1 - (1 - p)^4 of the 1x4 blocks, and 1 - (1 - p)^16 of
+def speedups(costs: Sequence[float], density: float) -> dict[str, float]:
+    """How many times faster than dense a matrix of this density is in the form the engine would choose, where a block
+    in each of FORMS costs so much. Unstructured weights at density p occupy 1 - (1 - p)^4 of the 1x4 blocks, and 1 - (1 - p)^16 of
     the 4x4 blocks."""
-    dense, four, one = costs(isa)
+    dense, four, one = costs
 
     def best(blocks4x4: float, blocks1x4: float) -> float:  # shares of blocks that are occupied
         return dense / min(dense, four * blocks4x4, 4 * one * blocks1x4)
