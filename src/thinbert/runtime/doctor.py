@@ -54,8 +54,8 @@ def examine(model: str | None = None) -> dict[str, Any]:
 
 def speedups(costs: Sequence[float], density: float) -> dict[str, float]:
     """How many times faster than dense a matrix of this density is in the form the engine would choose, where a block
-    in each of FORMS costs so much. Unstructured weights at density p occupy 1 - (1 - p)^4 of the 1x4 blocks, and 1 - (1 - p)^16 of
-    the 4x4 blocks."""
+    in each of FORMS costs so much. Unstructured weights at density p occupy 1 - (1 - p)^4 of the 1x4 blocks, and
+    1 - (1 - p)^16 of the 4x4 blocks."""
     dense, four, one = costs
 
     def best(blocks4x4: float, blocks1x4: float) -> float:  # shares of blocks that are occupied
