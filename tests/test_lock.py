@@ -73,8 +73,39 @@ def test_excluded_layers_and_nothing_to_lock() -> None:
     lock = lock_pattern(model, exclude=["^0$"])
     assert lock.sparsity() == pytest.approx(float((model[2].weight == 0).float().mean()))  # type: ignore[operator]
     lock.remove()
-    with pytest.raises(ValueError, match="nothing to lock: 4 linear layers, 1 not excluded"):
+    with pytest.raises(ValueError, match="nothing to lock: 4 weights, 1 not excluded"):
         lock_pattern(nn.Sequential(model, nn.Linear(2, 2)), exclude=["^0"])
+
+
+def test_weights_of_other_layers(tmp_path: Path) -> None:
+    """What is no Linear keeps its zeros too: the projections of torch's attention, kernels of convolutions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Conv1d(4, 6, 3), nn.Embedding(5, 4)
+    )
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim >= 2:
+                p.mul_(torch.rand_like(p) > 0.5)
+    zeros = {name: p == 0 for name, p in model.named_parameters() if p.ndim >= 2}
+    free = {"2.weight", "0.linear1.weight"}
+    with lock_pattern(model, exclude=["linear1"]):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            out = model[1](model[0](model[2](torch.tensor([[0, 1, 2, 3]])).repeat(1, 1, 4)))
+            out.square().sum().backward()
+            optimizer.step()
+    for name, p in model.named_parameters():
+        if name in zeros:
+            assert bool((p[zeros[name]] == 0).all()) == (name not in free), name
+
+
+def test_weights_that_are_computed_cannot_be_locked() -> None:
+    model = sparse_model()
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(ValueError, match=r"0.weight is computed from other parameters; call remove_parametrizations"):
+        lock_pattern(model)
+    lock_pattern(model, exclude=["^0$"]).remove()
 
 
 def test_transformers_trainer(tmp_path: Path) -> None:

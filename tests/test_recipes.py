@@ -1,5 +1,7 @@
 """Recipes: what is read and refused, and every one of them carried out at smoke scale."""
 
+import errno
+import gzip
 import json
 import os
 import re
@@ -18,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 import thinbert
 import tiny
 from conftest import Cli
-from thinbert.compress import run, sources, teachers
+from thinbert.compress import run, scores, sources, teachers
 from thinbert.compress.data import batch
 from thinbert.compress.encoder import from_checkpoint
 from thinbert.compress.objectives import TorchTeacher
@@ -399,6 +401,195 @@ def test_classes_go_by_their_names(data: Path, base: Path, tmp_path: Path) -> No
     assert np.ptp(said[0], axis=1).min() > 0.02
 
 
+SHORT = "passes: 1, tokens: 400, rate: 1.0e-4, max_length: 48, evaluations: 0"
+
+
+def recipe_of(tmp_path: Path, base: Path, *stages: str, seeds: str = "[0]", corpus: str = "[]") -> Recipe:
+    """A recipe of stages in YAML; each has what SHORT says unless it says how long itself."""
+    lines = [f"  - {{{s if 'passes' in s else f'{s}, {SHORT}'}}}" for s in stages]
+    text = [f"name: short\nabout: a test\nbase: {base}\nseeds: {seeds}\ncorpus: {corpus}\nstages:", *lines]
+    (tmp_path / "short.yaml").write_text("\n".join(text))
+    return read_recipe(tmp_path / "short.yaml")
+
+
+SST2, MNLI = "name: sst2, task: sst2", "name: mnli, task: mnli"
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ((SST2, "name: locked, task: sst2, lock: true"), "stage locked: lock, but .*tiny has no zeros to keep"),
+        (
+            (MNLI, "name: ready, task: sst2, passes: 0, tokens: 400, rate: 1.0e-4"),
+            "stage ready: passes is 0, and .*tiny has no classify_hidden, classify_out for sst2",
+        ),
+        (
+            (SST2, "name: squad, task: squad2, unanswerable: 0.5, hold_out: 0.05"),
+            "stage squad: hold_out 0.05 of 6 articles is none; give more",
+        ),
+    ],
+)
+def test_stages_that_could_not_begin(
+    stages: tuple[str, ...], message: str, data: Path, base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run.run(place_of(recipe_of(tmp_path, base, *stages), data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_all_stages_are_read_before_the_first(data: Path, base: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    recipe = recipe_of(tmp_path, base, SST2, MNLI)
+    (broken / "mnli-dev_mismatched.tsv").write_text("one\ttwo\n")
+    with pytest.raises(InputError, match=r"mnli-dev_mismatched.tsv: the first line names one, two; expected"):
+        run.run(place_of(recipe, broken, tmp_path / "run"))
+    (broken / "text.txt").write_text("One line.\nAnother line.\n" * 99)
+    recipe = recipe_of(tmp_path, base, SST2, "name: words, task: mlm", corpus="[text.txt]")
+    with pytest.raises(InputError, match=r"text.txt: expected several documents with empty lines between them"):
+        run.run(place_of(recipe, broken, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_must_read_as_much(data: Path, base: Path, tmp_path: Path) -> None:
+    config = tiny.bert_config(max_position_embeddings=32)
+    short = tiny.write_model(tmp_path / "short", config, tiny.bert_tensors(config))
+    recipe = recipe_of(tmp_path, base, f"name: squad, task: squad1, distil: {{teacher: {short}}}")
+    with pytest.raises(
+        InputError, match=r"stage squad: .*short reads 32 tokens, and windows have 48; lower max_length"
+    ):
+        run.run(place_of(recipe, data, tmp_path / "run"))
+
+
+def test_a_head_of_another_task_begins_anew(data: Path, base: Path, tmp_path: Path) -> None:
+    """Of as many classes, too; the layer before it goes on."""
+    said: list[str] = []
+    stages = (MNLI, SST2, "name: qqp, task: qqp", "name: again, task: qqp, start: qqp")
+    run.run(place_of(recipe_of(tmp_path, base, *stages), data, tmp_path / "run", said))
+    begun = [line for line in said if "begin anew" in line]
+    assert [line.split(":")[0] for line in begun] == ["mnli", "sst2", "qqp"]
+    assert ["classify_hidden" in line for line in begun] == [True, False, False]
+
+
+def test_data_may_be_unpacked_meanwhile(data: Path, base: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "data"
+    shutil.copytree(data, packed)
+    plain = packed / "sst2-train.tsv"
+    (packed / "sst2-train.tsv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    content = plain.read_bytes()
+    plain.unlink()
+    place = place_of(recipe_of(tmp_path, base, SST2), packed, tmp_path / "run")
+    first = run.run(place)
+    plain.write_bytes(content)
+    assert run.run(place) == first
+
+
+def test_what_was_made_once_is_found_with_other_seeds(data: Path, base: Path, tmp_path: Path) -> None:
+    stages = ("name: first, task: sst2, once: true", "name: then, task: sst2")
+    for seeds, there in (("[2, 1]", {"first", "then"}), ("[3]", {"then"})):
+        run.run(place_of(recipe_of(tmp_path, base, *stages, seeds=seeds), data, tmp_path / "run"))
+        seed = seeds[1]
+        assert {p.name for p in (tmp_path / "run" / f"seed-{seed}").iterdir()} == there
+
+
+def test_a_rate_that_was_too_high_is_lowered(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stage under way, and it is told; one that is done is another with another rate."""
+    before, out = run.train, tmp_path / "run"
+    with monkeypatch.context() as m:
+        m.setattr(run, "train", lambda *args, **options: (before(*args, **options, stop_after=2), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            run.run(place_of(recipe_of(tmp_path, base, SST2), data, out))
+    lower = recipe_of(tmp_path, base, f"{SST2}, {SHORT.replace('1.0e-4', '5.0e-5')}")
+    said: list[str] = []
+    run.run(place_of(lower, data, out, said))
+    assert "sst2: goes on with rate 5e-05, where it had 0.0001" in said
+    assert json.loads((out / "seed-0" / "sst2" / "packed" / "training.json").read_text())["rates_before"] == [1e-4]
+    with pytest.raises(InputError, match="holds this stage with other rate"):
+        run.run(place_of(recipe_of(tmp_path, base, SST2), data, out))
+
+
+def test_scores_that_cannot_be_had_on_the_way_end_nothing(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    stage = "name: sst2, task: sst2, passes: 4, tokens: 400, rate: 1.0e-4, max_length: 48, evaluations: 1"
+    with monkeypatch.context() as m:
+        m.setattr(scores, "pack", full)
+        run.run(place_of(recipe_of(tmp_path, base, stage), data, tmp_path / "run"))
+    folder = tmp_path / "run" / "seed-0" / "sst2"
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["not_evaluated"] for line in lines if "not_evaluated" in line] == ["No space left on device"]
+    assert (folder / "scores.json").exists()
+    assert not (folder / "evaluating").exists()
+
+
+def test_pairs_made_of_a_part_stay_together(base: Path, data: Path, tmp_path: Path) -> None:
+    """Each question of QNLI made from SQuAD with the sentence that answers it, and with one that does not."""
+    recipe = recipe_of(tmp_path, base, "name: qnli, task: qnli, part: 0.5")
+    place = place_of(recipe, data, tmp_path / "run")
+    tokenizer = read_tokenizer(base, vocabulary=len(tiny.VOCABULARY))
+    half = sources.training(place, recipe.stages[0], tokenizer, 64)
+    whole = sources.training(place, recipe.stages[0].model_copy(update={"part": 1.0}), tokenizer, 64)
+    assert 2 * len(half) == len(whole)
+    assert half.labels["class"].sum() * 2 == len(half)
+
+
+def test_configurations_of_accelerate_change_no_step(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for parts in ("1", "4"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", parts)
+        run.run(place_of(recipe_of(tmp_path, base, SST2), data, tmp_path / parts))
+        made.append(load_file(tmp_path / parts / "seed-0" / "sst2" / "model" / "model.safetensors"))
+    for name, tensor in made[0].items():
+        np.testing.assert_array_equal(tensor, made[1][name], name)
+
+
+def test_what_a_killed_run_left_is_taken_away(data: Path, base: Path, tmp_path: Path) -> None:
+    place = place_of(recipe_of(tmp_path, base, SST2), data, tmp_path / "run")
+    folder = tmp_path / "run" / "seed-0" / "sst2"
+    folder.mkdir(parents=True)
+    (folder / ".state.pt.0123abcd.tmp").write_bytes(b"half")
+    (folder / "evaluating").mkdir()
+    run.run(place)
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "log.jsonl",
+        "model",
+        "packed",
+        "scores.json",
+        "settings.json",
+        "stage.json",
+    ]
+
+
+def test_an_estimate_counts_what_teachers_take(data: Path, base: Path, tmp_path: Path) -> None:
+    """In pre-training their logits are of every step; and they are as deep as those that will teach."""
+    config = tiny.bert_config(num_hidden_layers=4)
+    deep = tiny.write_model(tmp_path / "deep", config, tiny.bert_tensors(config, head=None))
+    there = run._taught_by_those_there
+    recipe = recipe_of(
+        tmp_path,
+        base,
+        f"name: words, task: mlm, model: {deep}",
+        "name: thin, task: mlm, start: base, distil: {teacher: words, logits: 0.5, everywhere: true, hidden: 1.0}",
+        "name: sst2-teacher, task: sst2, start: words",
+        "name: sst2, task: sst2, start: thin, distil: {teacher: sst2-teacher, states: words, hidden: 1.0}",
+        corpus="[text.txt]",
+    )
+    thin, sst2 = there(recipe, recipe.stage("thin")).distil, there(recipe, recipe.stage("sst2")).distil
+    assert thin is not None
+    assert sst2 is not None
+    assert (thin.teacher, thin.logits, thin.everywhere) == (str(deep), 0.5, True)
+    assert (sst2.teacher, sst2.states, sst2.logits, sst2.hidden) == (str(deep), str(deep), 0.0, 1.0)
+    rows = run.estimate(place_of(recipe, data, tmp_path / "run"))
+    assert [row["stage"] for row in rows] == list(recipe.names)
+
+
 def test_one_run_at_a_time_in_a_folder(data: Path, base: Path, tmp_path: Path) -> None:
     recipe = of_stages("pruning-comparison", base, ("teacher",))
     (tmp_path / "run").mkdir()
@@ -490,7 +681,7 @@ def test_measured_in_windows_as_trained_in(
 ) -> None:
     recipe = read_recipe("bert-base-unstructured-90", "smoke", changes=changes_of("bert-base-unstructured-90", base))
     limit = {"squad-teacher": 40, "sst2-teacher": 24}[name]
-    stage = recipe.stage(name).model_copy(update={"max_length": limit, "stride": 8, "passes": 0, "evaluations": 0})
+    stage = recipe.stage(name).model_copy(update={"max_length": limit, "stride": 8, "evaluations": 0})
     lengths: list[int] = []
     for call in ("forward", "classify"):
         real = getattr(thinbert.Model, call)
@@ -756,6 +947,30 @@ def test_recipes_that_extend_others(tmp_path: Path) -> None:
     path.write_text("extends: bert-base-unstructured-90\nstages: {spars: {rate: 1}}")
     with pytest.raises(InputError, match="there is no stage spars; did you mean sparse"):
         read_recipe(path)
+
+
+def test_scales_are_inherited(tmp_path: Path) -> None:
+    """A recipe that extends another has its scales, less what differs; of stages that are gone nothing."""
+    path, parent = tmp_path / "a.yaml", "bert-base-unstructured-90"
+    own = "stages: {sparse: {prune: {block: 1x4}}, sst2-int8: null}"
+    path.write_text(
+        f"extends: {parent}\n{own}\nscales: {{small: {{stages: {{sparse: {{steps: 7, prune: {{times: 9}}}}}}}}}}"
+    )
+    small, theirs = read_recipe(path, "small"), read_recipe(parent, "small")
+    assert small.base == theirs.base
+    assert small.names == theirs.names[:-1]
+    sparse, before = small.stage("sparse"), theirs.stage("sparse")
+    assert (sparse.steps, before.steps) == (7, 900)
+    assert sparse.prune is not None
+    assert (sparse.prune.times, sparse.prune.block, sparse.prune.sparsity) == (9, "1x4", 0.9)
+    assert sparse.tokens == before.tokens
+    assert read_recipe(path, "smoke").stage("sparse").steps == 20
+    path.write_text(f"extends: {parent}\nscales: {{small: [1]}}")
+    with pytest.raises(InputError, match=r"scales.small: expected fields of the recipe"):
+        read_recipe(path, "small")
+    path.write_text(f"extends: {parent}\nscales: 3")
+    with pytest.raises(InputError, match="scales has 3; expected small and smoke"):
+        read_recipe(path, "small")
 
 
 def test_published_settings() -> None:

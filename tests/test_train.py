@@ -272,12 +272,16 @@ class Broken(SpanLoss):
 def test_nan_stops_and_keeps_the_last_good_state(checkpoint: Checkpoint, tmp_path: Path) -> None:
     features = examples()
     with pytest.raises(
-        TrainError, match=r"step 7: the loss or its gradient is not finite; try a learning rate below 0.001"
+        TrainError, match=r"step 7: the loss or its gradient is not finite; give a learning rate below 0.001, and go on"
     ):
         train(Broken(fresh(checkpoint)), features, plan_of(features), SETTINGS, tmp_path / "run")
     kept = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert kept["step"] == 5
     assert all(bool(p.isfinite().all()) for p in kept["model"].values())
+    lower = replace(SETTINGS, rate=1e-4)
+    assert train(SpanLoss(fresh(checkpoint)), features, plan_of(features), lower, tmp_path / "run")
+    rates = {line["step"]: line["rate"] for line in log_of(tmp_path / "run")}
+    assert max(rate for step, rate in rates.items() if step > 5) <= 1e-4
 
 
 def test_short_memory_says_what_helps(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +345,7 @@ def test_another_run_in_the_folder_is_refused(checkpoint: Checkpoint, tmp_path: 
     features, out = examples(), tmp_path / "run"
     train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out, stop_after=1)
     with pytest.raises(InputError, match="holds a run with other settings; give another folder, or delete it"):
-        train(SpanLoss(fresh(checkpoint)), features, plan_of(features), Settings(rate=1e-4), out)
+        train(SpanLoss(fresh(checkpoint)), features, plan_of(features), replace(SETTINGS, warmup=0.5), out)
     with pytest.raises(InputError, match="holds a run with other examples"):
         train(SpanLoss(fresh(checkpoint)), examples(seed=1), plan_of(features), SETTINGS, out)
     (out / "state.pt").write_bytes(b"nonsense")

@@ -35,7 +35,7 @@ def main() -> None:
     from thinbert.compress.sources import held_out_articles
 
     every = read_squad(args.train).questions
-    held = held_out_articles(every, args.hold_out)
+    held = held_out_articles((q.article for q in every), args.hold_out)
     mine = [q for q in every if q.article in held]
     texts = list(dict.fromkeys(q.context for q in mine))
     corpus = Corpus.in_memory([Document("held out", tuple(Page(t, n + 1) for n, t in enumerate(texts)))])

@@ -725,9 +725,15 @@ def _compress(
                 f"{row['stage']:16s} {row['task']:7s} {row['examples']:8d} examples  {row['steps']:7d} steps  "
                 f"{show.duration(row['seconds'])} {often}, at most {row['peak_memory_mb']:.0f} MB so far"
             )
+        print("not counted: scores, on the way and at the end, and what teachers say once of a task's examples")
     else:
         for name, scores in result.items():
-            shown = (f"{k} {v:.2f}" for k, v in scores.items() if isinstance(v, float))
+            ranges = {k: scores.get(f"{k}_range") for k in scores}
+            shown = (
+                f"{k} {v:.2f}" + (f" ({of[0]:.2f} to {of[1]:.2f})" if (of := ranges[k]) else "")
+                for k, v in scores.items()
+                if isinstance(v, float)
+            )
             print(f"{name:16s} {', '.join(shown)}")
         print(f"models in {out}")
 

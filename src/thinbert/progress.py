@@ -79,6 +79,7 @@ def _left(things: int, rate: float) -> str:
 
 
 _SHOWN = ("loss", "density", "dev_f1", "dev_accuracy", "mlm_loss", "tokens_per_second")
+_TOLD = "not_evaluated"  # why there are no scores on the way
 
 
 @contextmanager
@@ -91,6 +92,8 @@ def stages() -> Iterator[Callable[[str], Callable[[Mapping[str, Any]], None]]]:
 
             def line(log: Mapping[str, Any]) -> None:
                 nonlocal last
+                if _TOLD in log:
+                    print(f"{stage}: not evaluated: {log[_TOLD]}", file=sys.stderr, flush=True)
                 now = rate(log["step"])
                 if time.monotonic() - last >= 10 or log["step"] == log["of"]:
                     last = time.monotonic()
@@ -110,6 +113,8 @@ def stages() -> Iterator[Callable[[str], Callable[[Mapping[str, Any]], None]]]:
 
             def line(log: Mapping[str, Any]) -> None:
                 known.update({k: log[k] for k in _SHOWN if k in log})
+                if _TOLD in log:
+                    bar.console.print(f"{stage}: not evaluated: {log[_TOLD]}")
                 rest = " ".join(f"{k} {known[k]:.3g}" for k in _SHOWN if k in known)
                 bar.update(task, completed=log["step"], total=log["of"], log=rest)
 

@@ -3,7 +3,7 @@
 Modules carry the field names of model/weights.py; families.py says what a checkpoint calls them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
@@ -326,15 +326,22 @@ def tensor_names(config: EncoderConfig, heads: Mapping[str, int]) -> dict[str, s
     return names
 
 
-def from_checkpoint(checkpoint: Checkpoint, heads: Mapping[str, int]) -> tuple[Encoder, list[str]]:
+def from_checkpoint(
+    checkpoint: Checkpoint, heads: Mapping[str, int], *, anew: Collection[str] = ()
+) -> tuple[Encoder, list[str]]:
     """The encoder of a model folder, and the tensors of its heads that the folder does not have: those begin anew.
 
+    Args:
+        anew: layers of heads that begin anew although the folder has them.
     Raises:
         ModelError: a head the folder has is of another shape than asked for.
     """
     model = Encoder(checkpoint.config, heads)
     begun, state = [], model.state_dict()
     for ours, theirs in tensor_names(checkpoint.config, heads).items():
+        if ours.rpartition(".")[0] in anew:
+            begun.append(ours)
+            continue
         if theirs in checkpoint.shapes:
             array = checkpoint.array(theirs)
         elif theirs in checkpoint.ignored and checkpoint.ignored[theirs].dtype.kind == "f":

@@ -1,18 +1,19 @@
 """Keeps the zeros of any torch module through training, whoever trains it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class PatternLock:
     """Holds weights at zero that were zero when it was made. Use it as a context, or call `remove`."""
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        self._patterns = [_Pattern(layer) for layer in layers]
+    def __init__(self, weights: Sequence[tuple[nn.Module, str]]) -> None:
+        self._patterns = [_Pattern(module, name) for module, name in weights]
         self._handles = [
             pattern.parameter.register_hook(pattern.masked)  # type: ignore[no-untyped-call]
             for pattern in self._patterns
@@ -53,16 +54,17 @@ class PatternLock:
 
 
 class _Pattern:
-    """Where the weight of a layer stays zero."""
+    """Where a parameter of a module stays zero."""
 
-    def __init__(self, layer: nn.Linear) -> None:
-        self._layer = layer
-        self._mask = layer.weight.detach() != 0
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self._module, self._name = module, name
+        self._mask = self.parameter.detach() != 0
 
     @property
-    def parameter(self) -> Tensor:
+    def parameter(self) -> nn.Parameter:
         """As it is now: others may have put another in its place, as load_state_dict(assign=True) does."""
-        return self._layer.weight
+        found: nn.Parameter = getattr(self._module, self._name)
+        return found
 
     def mask(self) -> Tensor:
         """On the device of the parameter, which trainers move after it was locked."""
@@ -74,7 +76,8 @@ class _Pattern:
 
 
 def lock_pattern(module: nn.Module, exclude: Sequence[str] = ()) -> PatternLock:
-    """Locks the zero pattern of a module's linear layers: what is zero now stays zero in training, until `.remove()`.
+    """Locks the zero pattern of a module's weights (matrices and kernels of layers that compute with them, not
+    embeddings): what is zero now stays zero in training, until `.remove()`.
 
     Works on any torch module, a transformers model under its own Trainer included, and changes nothing in it: the
     gradients of locked weights are zeroed as they arrive, and the weights after every optimiser step (Zafrir et al.
@@ -85,16 +88,36 @@ def lock_pattern(module: nn.Module, exclude: Sequence[str] = ()) -> PatternLock:
         lock.remove()
 
     Args:
-        exclude: regular expressions; a linear layer is left alone where one is found in its name.
+        exclude: regular expressions; a weight is left alone where one is found in its name, or its layer's.
 
     Raises:
-        ValueError: nothing is locked, because no layer is left or none holds a zero.
+        ValueError: nothing is locked, because no weight is left or none holds a zero; or a weight with zeros is
+            computed from other parameters (torch.nn.utils.parametrize), in which they cannot be kept.
     """
-    layers = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
-    chosen = {n: m for n, m in layers.items() if not any(re.search(pattern, n) for pattern in exclude)}
-    sparse = [m for m in chosen.values() if not bool((m.weight != 0).all())]
+    weights = dict(_weights(module))
+
+    def is_left_alone(name: str) -> bool:
+        return any(re.search(pattern, n) for pattern in exclude for n in (name, name.rpartition(".")[0]))
+
+    chosen = {name: w for name, w in weights.items() if not is_left_alone(name)}
+    for name, (m, of) in chosen.items():
+        if is_parametrized(m, of) and bool((getattr(m, of) == 0).any()):
+            raise ValueError(f"{name} is computed from other parameters; call remove_parametrizations on it first")
+    sparse = [(m, of) for m, of in chosen.values() if not is_parametrized(m, of) and bool((getattr(m, of) == 0).any())]
     if not sparse:
         raise ValueError(
-            f"nothing to lock: {len(layers)} linear layers, {len(chosen)} not excluded, none of them with a zero weight"
+            f"nothing to lock: {len(weights)} weights, {len(chosen)} not excluded, none of them with a zero"
         )
     return PatternLock(sparse)
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """By name, what layers multiply with: the module that has it, and what it is called there."""
+    for path, m in module.named_modules():
+        if isinstance(m, nn.Embedding | nn.EmbeddingBag | ParametrizationList):
+            continue
+        names = [name for name, parameter in m.named_parameters(recurse=False) if parameter.ndim >= 2]
+        if is_parametrized(m):
+            names += [name for name in m.parametrizations if getattr(m, name).ndim >= 2]
+        for name in names:
+            yield f"{path}.{name}" if path else name, (m, name)

@@ -221,9 +221,9 @@ def built_in() -> dict[str, Path]:
 def read_recipe(name: str | Path, scale: str = "full", *, changes: Mapping[str, str] | None = None) -> Recipe:
     """A recipe by name or from a YAML file, at one of its scales.
 
-    A file holds the recipe at full scale, or `extends` another and holds what differs. Under `scales`, `small` and
-    `smoke` hold what differs there: fields of the recipe, and under `stages`, by name, fields of a stage (null takes a
-    field away, and a whole stage too).
+    A file holds the recipe at full scale, or `extends` another and holds what differs, in its scales too. Under
+    `scales`, `small` and `smoke` hold what differs there: fields of the recipe, and under `stages`, by name, fields of
+    a stage (null takes a field away, and a whole stage too).
 
     Args:
         changes: single values, by their place, such as `base` or `stages.squad.distil.teacher`, as YAML.
@@ -274,7 +274,38 @@ def _read(name: str | Path, path: Path, depth: int = 0) -> dict[str, Any]:
     if depth == _DEEPEST:
         raise InputError(f"{path}: extends more than {_DEEPEST} recipes, one after another")
     below = _read(parent, built_in().get(str(parent), path.parent / str(parent)), depth + 1)
-    return _scaled(below, raw, str(path))
+    theirs, ours = below.pop("scales", None), raw.pop("scales", None)
+    whole = _scaled(below, raw, str(path))
+    scales = _joined(theirs or {}, ours or {}, whole.get("stages"))
+    return whole | ({"scales": scales} if scales else {})
+
+
+def _joined(theirs: Any, ours: Any, stages: Any) -> Any:
+    """The scales of a recipe, and those of one that extends it laid over them. What is no scale is left as it is, for
+    the check of the whole to find."""
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return ours or theirs
+    left = {s["name"] for s in stages if isinstance(s, dict) and "name" in s} if isinstance(stages, list) else set()
+    joined: dict[str, Any] = {}
+    for scale in {**theirs, **ours}:
+        below, above = theirs.get(scale) or {}, ours.get(scale) or {}
+        wrong = [s for s in (above, below) if not (isinstance(s, dict) and isinstance(s.get("stages") or {}, dict))]
+        if wrong:
+            joined[scale] = wrong[0]
+            continue
+        differ = {name: fields for name, fields in (below.get("stages") or {}).items() if name in left}
+        for name, fields in (above.get("stages") or {}).items():
+            differ[name] = _laid(differ.get(name), fields)
+        joined[scale] = {**below, **above, "stages": differ}
+    return joined
+
+
+def _laid(below: Any, above: Any) -> Any:
+    """A stage's fields over others of it, those of `prune` and `distil` one by one."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    inside = {k: {**below[k], **v} for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **inside}
 
 
 def _nested(place: list[str], value: Any) -> dict[str, Any]:
@@ -300,13 +331,9 @@ def _scaled(raw: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict
         if not isinstance(fields, Mapping):
             raise InputError(f"{where}: stage {name} is {fields!r}; expected its fields")
         stage = named[name]
-        for key, value in fields.items():
-            if value is None:
-                stage.pop(key, None)
-            elif isinstance(value, dict) and isinstance(stage.get(key), dict):
-                stage[key] = {**stage[key], **value}
-            else:
-                stage[key] = value
+        laid = _laid(stage, fields)
+        stage.clear()
+        stage.update({key: value for key, value in laid.items() if value is not None})
     rest = {key: value for key, value in changes.items() if key != "stages"}
     return {**raw, **rest} | ({} if listed is None else {"stages": stages})
 

@@ -14,6 +14,7 @@ import json
 import math
 import platform
 import resource
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -23,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from numpy.typing import NDArray
 
@@ -36,10 +36,11 @@ from thinbert.compress.objectives import ClassLoss, SpanLoss, States, TorchTeach
 from thinbert.compress.recipe import SPAN_TASKS, Distil, Distillation, Place, Recipe, Report, Stage
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.text import sha256_of
-from thinbert.compress.train import Objective, Pruning, Settings, prepare_process, time_steps, train
+from thinbert.compress.train import Objective, Pruning, Settings, one_accelerator, prepare_process, time_steps, train
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import TRAINING_FILE, Checkpoint, find_model, read_checkpoint, write_atomic
 from thinbert.model.config import EncoderConfig
+from thinbert.model.families import FAMILIES
 from thinbert.model.pack import pack
 from thinbert.model.tokenizer import Tokenizer, read_tokenizer
 from thinbert.tasks import glue
@@ -61,9 +62,11 @@ def run(place: Place) -> dict[str, Any]:
         TrainError: see compress.train.
     """
     prepare_process()
-    process = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    process = one_accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
     if not process.is_main_process:
         place = replace(place, say=lambda text: None, report=lambda stage: lambda line: None)
+    if process.num_processes > 1:
+        place.say(f"{process.num_processes} processes train together")
     check(place)
     if not process.is_main_process:
         _stages(place)
@@ -77,8 +80,8 @@ def run(place: Place) -> dict[str, Any]:
 
 
 def check(place: Place) -> None:
-    """Raises InputError where stages lack data, naming all of it, or a model cannot be had or teach what it is to: now,
-    and not after the hours of the stages before."""
+    """Raises InputError where stages lack data, naming all of it, or cannot read it, or a model cannot be had or cannot
+    be what it is to be: now, and not after the hours of the stages before."""
     recipe = place.recipe
     before: list[str] = []
     models: dict[str, None] = {}
@@ -101,10 +104,42 @@ def check(place: Place) -> None:
         before.append(stage.name)
     if missing:
         raise InputError(f"{place.data}: {'; '.join(missing)}; docs/recipes.md says where they come from")
+    for stage in recipe.stages:
+        sources.check(place, stage)
     there = {name: read_checkpoint(find_model(name)) for name in models}
     for stage in recipe.stages:
+        source = there[recipe.origin(stage.name)]
+        if stage.lock and not _has_zeros(recipe, stage, source):
+            raise InputError(f"stage {stage.name}: lock, but {source.name} has no zeros to keep")
+        if stage.passes == 0 and (begun := _begun(recipe, stage, source)):
+            raise InputError(
+                f"stage {stage.name}: passes is 0, and {source.name} has no {', '.join(begun)} for {stage.task}; what "
+                "it says would be noise"
+            )
         if stage.distil is not None:
             _check_teachers(recipe, stage, stage.distil, there)
+
+
+def _has_zeros(recipe: Recipe, stage: Stage, source: Checkpoint) -> bool:
+    """Whether something on the way to a stage is pruned, or the model it comes from."""
+    name = recipe.before(stage)
+    while name in recipe.names and stage.model is None:
+        stage = recipe.stage(name)
+        if stage.prune is not None:
+            return True
+        name = recipe.before(stage)
+    stems = (s.format(i=i) for s in FAMILIES[source.config.family].layer.values() for i in range(source.config.layers))
+    names = {f"{FAMILIES[source.config.family].prefix}{stem}.weight" for stem in stems}
+    return any((source.array(n) == 0).any() for n in names if len(source.shapes[n]) == 2)
+
+
+def _begun(recipe: Recipe, stage: Stage, source: Checkpoint) -> list[str]:
+    """Heads that a stage begins anew, as far as they are known before it is there."""
+    before = "base" if stage.model is not None else recipe.before(stage)
+    if before in recipe.names and recipe.stage(before).kind == stage.kind:
+        return []
+    begun = from_checkpoint(source, heads_of(stage.task), anew=_of_another_task(recipe, stage, source))[1]
+    return sorted({name.rsplit(".", 1)[0] for name in begun})
 
 
 def _check_teachers(recipe: Recipe, stage: Stage, terms: Distil, there: Mapping[str, Checkpoint]) -> None:
@@ -113,6 +148,13 @@ def _check_teachers(recipe: Recipe, stage: Stage, terms: Distil, there: Mapping[
         there[recipe.origin(name)] for name in (stage.name, terms.teacher, terms.states or terms.teacher)
     )
     tokenizer = read_tokenizer(student.folder, vocabulary=student.config.vocabulary)
+    length, _ = sources.window_size(stage, student.config.positions)
+    for asked in (teacher, *([source] if terms.follows_states else [])):
+        if asked.config.positions < length:
+            raise InputError(
+                f"stage {stage.name}: {asked.name} reads {asked.config.positions} tokens, and windows have {length}; "
+                "lower max_length"
+            )
     _same_words(stage, teacher, tokenizer)
     if terms.logits and terms.teacher not in recipe.names:  # whose task was looked at before
         _same_task(stage, teacher)
@@ -138,15 +180,27 @@ def _stages(place: Place) -> dict[str, list[scores.Scores]]:
     for number, seed in enumerate(place.recipe.seeds):
         for stage in place.recipe.stages:
             if not (stage.once and number):
-                found.setdefault(stage.name, []).append(_stage(place, stage, seed))
+                found.setdefault(stage.name, []).append(_stage(place, stage, _seed_of(place, stage, seed)))
     return found
+
+
+def _seed_of(place: Place, stage: Stage, seed: int) -> int:
+    """The seed a stage is made with: of `once` the first, or the one it was made with when there were others."""
+    if not stage.once:
+        return seed
+    first = place.recipe.seeds[0]
+    made = {int(p.parts[-3].removeprefix("seed-")) for p in place.out.glob(f"seed-*/{stage.name}/stage.json")}
+    return first if first in made or not made else min(made)
 
 
 def estimate(place: Place, *, timed: int = 3) -> list[dict[str, Any]]:
     """What each stage would take: examples, steps, time from a few timed steps on real batches, and the most memory the
-    process had by then. Models still to be made, to start from or to follow, are stood for by the one that is there
-    already, from which they come and whose shape they have."""
+    process (or the GPU) had by then. Models still to be made, to start from or to learn from, are stood for by the one
+    that is there already, from which they come and whose shape they have. What is done once for a stage is left out:
+    what a teacher says of a task, and scores."""
     prepare_process()
+    if one_accelerator().num_processes > 1:
+        raise InputError("an estimate is made by one process; run it without others")
     check(place)
     # a corpus that is tokenised on the way is kept there, and a run may be at the same
     with _locked(place.out) if place.recipe.corpus or place.out.exists() else nullcontext():
@@ -162,25 +216,32 @@ def _estimates(place: Place, timed: int) -> list[dict[str, Any]]:
         features = sources.training(place, stage, tokenizer, source.config.positions)
         plan = _plan(stage, features, place.recipe.seeds[0])
         model.set_quantised(stage.quantise)
-        objective = _objective(place, _self_taught(stage, source), model, features, tokenizer, 0)
+        objective = _objective(place, _taught_by_those_there(place.recipe, stage), model, features, tokenizer, 0)
         some = [plan[i * len(plan) // timed] for i in range(min(timed, len(plan)))]
         seconds = time_steps(objective, features, some, _settings(stage, 0)) if some else 0.0
         memory = 1e-6 * 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if torch.cuda.is_available():
+            memory = 1e-6 * torch.cuda.max_memory_allocated()
         row = {"stage": stage.name, "task": stage.task, "examples": len(features), "steps": len(plan)}
         rows.append(row | {"seconds": seconds * len(plan), "peak_memory_mb": memory})
         place.say(f"{stage.name}: {seconds:.2f} s a step")
     return rows
 
 
-def _self_taught(stage: Stage, source: Checkpoint) -> Stage:
-    """A stage whose teacher is what it starts from. What is asked for once is left out, a task's logits and states that
-    are kept; in pre-training logits cost little beside the teacher's pass."""
+def _taught_by_those_there(recipe: Recipe, stage: Stage) -> Stage:
+    """A stage that learns from the models its teachers come from. What is asked for once is left out: a task's logits,
+    and states that are kept."""
     if stage.distil is None:
         return stage
-    own: dict[str, Any] = {"teacher": str(source.folder), "states": None, "hard": 1.0, "logits": 0.0}
-    if stage.distil.keep_states:
-        own |= {"hidden": 0.0, "keep_states": False}
-    return stage.model_copy(update={"distil": stage.distil.model_copy(update=own)})
+    terms = stage.distil
+    there: dict[str, Any] = {"teacher": recipe.origin(terms.teacher)}
+    if terms.states is not None:
+        there["states"] = recipe.origin(terms.states)
+    if stage.task != "mlm":
+        there |= {"hard": 1.0, "logits": 0.0}
+    if terms.keep_states:
+        there |= {"hidden": 0.0, "keep_states": False}
+    return stage.model_copy(update={"distil": terms.model_copy(update=there)})
 
 
 def tensorboard(report: Callable[[str], Report], folder: Path) -> Callable[[str], Report]:
@@ -200,7 +261,7 @@ def tensorboard(report: Callable[[str], Report], folder: Path) -> Callable[[str]
         def line(log: Mapping[str, Any]) -> None:
             shown(log)
             for name, value in log.items():
-                if name not in ("step", "of", "seconds"):
+                if name not in ("step", "of", "seconds") and not isinstance(value, str):
                     writer.add_scalar(name, value, log["step"])
             writer.flush()
 
@@ -235,7 +296,7 @@ def heads_of(task: str) -> dict[str, int]:
 def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     folder = _folder(place, stage, seed)
     source = read_checkpoint(_start(place, stage, seed))
-    process = Accelerator()
+    process = one_accelerator()
     with process.main_process_first():
         _enter(place, stage, seed, source, folder)
     done = folder / "scores.json"
@@ -245,10 +306,10 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
         return dict(json.loads(done.read_text()))
     torch.manual_seed(seed)
     heads = heads_of(stage.task)
-    model, begun = from_checkpoint(source, heads)
+    model, begun = from_checkpoint(source, heads, anew=_of_another_task(place.recipe, stage, source))
     if begun:
         new = ", ".join(sorted({name.rsplit(".", 1)[0] for name in begun}))
-        place.say(f"{stage.name}: {source.name} has no {new}; they begin anew")
+        place.say(f"{stage.name}: {source.name} has no {new} for {stage.task}; they begin anew")
     if "classify" in heads and "classify_out.weight" not in begun:
         model.order_classes(class_order(source.config.labels, glue.TASKS[stage.task]))
     if stage.lock:
@@ -274,7 +335,7 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     if isinstance(objective, pretrain.PretrainLoss):
         quick = scores.of_language_model(place, stage, model, objective, tokenizer)
     else:
-        quick = scores.on_the_way(place, stage, write)
+        quick = scores.on_the_way(place, stage, write, folder / scores.WORK)
     train(
         objective,
         features,
@@ -290,6 +351,17 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
         if process.is_main_process:
             _finish(place, stage, seed, source, features, folder, write, quick)
     return dict(json.loads(done.read_text()))
+
+
+def _of_another_task(recipe: Recipe, stage: Stage, source: Checkpoint) -> tuple[str, ...]:
+    """Parts of a model's heads that say nothing of a stage's task: another number of classes, or other classes."""
+    heads = heads_of(stage.task)
+    if "classify" not in heads or not source.has_classify:
+        return ()
+    before = "base" if stage.model is not None else recipe.before(stage)
+    other = before in recipe.names and recipe.stage(before).task != stage.task
+    stored = source.shapes[tensor_names(source.config, heads)["classify_out.bias"]][0]
+    return ("classify_out",) if other or stored != heads["classify"] else ()
 
 
 def _finish(
@@ -317,6 +389,7 @@ def _finish(
         write_atomic(each / TRAINING_FILE, (json.dumps(origin, indent=1) + "\n").encode())
     write_atomic(folder / "scores.json", (json.dumps(found, indent=1) + "\n").encode())
     (folder / "state.pt").unlink(missing_ok=True)  # three times the model, and not needed any more
+    shutil.rmtree(folder / scores.WORK, ignore_errors=True)  # which a process that was killed had left
     place.say(f"{stage.name}, seed {seed}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
 
 
@@ -328,7 +401,7 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
         "stage": stage.model_dump(mode="json", exclude_defaults=True, exclude=_UNCHANGING),
         "start": source.sha256,
         "scale": place.scale,
-        "data": {path.name: sha256_of(path) for path in sources.files(place, stage)},
+        "data": {sources.plain_name(path): sha256_of(path) for path in sources.files(place, stage)},
     }
     if stage.distil is not None:
         asked["teachers"] = _teachers(place, stage, seed)
@@ -338,6 +411,13 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
         write_atomic(known, (json.dumps(asked, indent=1) + "\n").encode())
         return
     before = json.loads(known.read_text())
+    begun = (folder / "state.pt").exists() and not (folder / "scores.json").exists()
+    if begun and (rate := before["stage"]["rate"]) != stage.rate:  # one that was too high
+        place.say(f"{stage.name}: goes on with rate {stage.rate:g}, where it had {rate:g}")
+        before["stage"]["rate"] = stage.rate
+        before["rates_before"] = [*before.get("rates_before", []), rate]
+        if before | asked == before:
+            write_atomic(known, (json.dumps(before, indent=1) + "\n").encode())
     changed = [name for name in asked if before.get(name) != asked[name]]
     if "stage" in changed:
         fields = {**before["stage"], **asked["stage"]}
@@ -373,8 +453,15 @@ def _provenance(place: Place, stage: Stage, seed: int, source: Checkpoint, featu
         "examples": {"count": len(features), "sha256": features.sha256()},
         "start": source.sha256,
         "teachers": _teachers(place, stage, seed),
+        **({"rates_before": rates} if (rates := _rates_before(place, stage, seed)) else {}),
         "versions": {"thinbert": thinbert.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def _rates_before(place: Place, stage: Stage, seed: int) -> list[float]:
+    """Rates that a stage was begun with, where it went on with another."""
+    asked = json.loads((_folder(place, stage, seed) / "stage.json").read_text())
+    return list(asked.get("rates_before", []))
 
 
 def _without_places(described: Any) -> Any:
@@ -403,7 +490,7 @@ def _model_of(place: Place, stage: str, seed: int) -> Path:
 
 
 def _folder(place: Place, stage: Stage, seed: int) -> Path:
-    return place.out / f"seed-{place.recipe.seeds[0] if stage.once else seed}" / stage.name
+    return place.out / f"seed-{_seed_of(place, stage, seed)}" / stage.name
 
 
 def _pruning(stage: Stage, steps: int) -> Pruning | None:
@@ -411,6 +498,8 @@ def _pruning(stage: Stage, steps: int) -> Pruning | None:
         return None
     p = stage.prune
     begin, policy_end, end = (round(share * steps) for share in (p.begin, p.policy_end, p.end))
+    if p.criterion == "fisher":  # which knows nothing before the first step
+        policy_end, end = max(1, policy_end), max(1, end)
     climb = policy_end - begin or end - begin  # all at once: masks are made anew as often, while they may be
     every = max(1, round(climb / p.times))
     return Pruning(PruneSchedule(p.sparsity, begin, policy_end, end, every), p.shape, p.scope, p.criterion)
@@ -429,8 +518,6 @@ def _objective(
         return pretrain.PretrainLoss(model, tokenizer, features, own) if stage.task == "mlm" else loss(model, own)
     teacher = _teacher(place, terms.teacher, seed)
     _same_words(stage, teacher, tokenizer)
-    if terms.logits:
-        _same_task(stage, teacher)
     states: States | None = None
     if stage.task == "mlm" or terms.follows_states:
         source = _teacher(place, terms.states or terms.teacher, seed)
@@ -443,6 +530,8 @@ def _objective(
             states = TorchTeacher(from_checkpoint(source, heads)[0], attention=terms.attention > 0)
     if isinstance(states, TorchTeacher) and stage.task == "mlm":
         return pretrain.PretrainLoss(model, tokenizer, features, terms, states)
+    if terms.logits:
+        _same_task(stage, teacher)
     said = teachers.logits(place, teacher, features, stage.task) if terms.logits else None
     return loss(model, terms, said, states)
 

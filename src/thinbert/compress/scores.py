@@ -2,10 +2,10 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import thinbert
 from thinbert.compress import data, pretrain, sources
@@ -24,6 +24,7 @@ _FLOAT_EXAMPLES = 300  # the reference is slow
 _DEV_EXAMPLES = 2000  # at a stage's end, at the scales below full
 _QUICK_EXAMPLES = 1000  # on the way
 _SUREST = 30.0  # log odds that count when a probability is fitted: one that is certain must not weigh like many
+WORK = "evaluating"  # in a stage's folder: forms of a model that are measured and go
 _HELD_DOCUMENTS, _HELD_BATCHES, _HELD_TOKENS = 200, 20, 8192  # of masked-language-model losses
 
 Scores = dict[str, float]
@@ -69,11 +70,15 @@ def _read(model: thinbert.Model, stage: Stage, questions: Sequence[Question]) ->
 
 
 @contextmanager
-def _engine(portable: Checkpoint) -> Iterator[thinbert.Model]:
-    """A portable model in the engine, packed for as long as it is needed: the user's cache is not for what passes."""
-    with TemporaryDirectory(prefix="thinbert-") as folder:
-        pack(portable, Path(folder) / "packed")
-        yield thinbert.load(str(Path(folder) / "packed"))
+def _engine(portable: Checkpoint, work: Path) -> Iterator[thinbert.Model]:
+    """A portable model in the engine, packed in `work` for as long as it is needed: the user's cache is not for what
+    passes."""
+    shutil.rmtree(work, ignore_errors=True)  # what a process that was killed had left
+    try:
+        pack(portable, work)
+        yield thinbert.load(str(work))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def calibrate(place: Place, stage: Stage, portable: Path) -> Scores:
@@ -88,7 +93,7 @@ def calibrate(place: Place, stage: Stage, portable: Path) -> Scores:
     if not questions or all(truth) or not any(truth):
         place.say(f"{stage.name}: no answerable and unanswerable questions held out; the model is not calibrated")
         return {}
-    with _engine(read_checkpoint(portable)) as model:
+    with _engine(read_checkpoint(portable), portable.with_name(WORK)) as model:
         readings = _read(model, stage, questions)
     odds = calibration.log_odds([r.no_answer for r in readings]).clip(-_SUREST, _SUREST)
     slope, offset = calibration.fit(odds, truth)
@@ -111,14 +116,17 @@ def calibrate(place: Place, stage: Stage, portable: Path) -> Scores:
     }
 
 
-def on_the_way(place: Place, stage: Stage, write: Callable[[Path], Checkpoint]) -> Callable[[], Scores]:
-    """Scores of a model in training, as it would be if it ended now: written, loaded in int8, and measured on the first
-    questions of the data it is measured with at the end."""
+def on_the_way(place: Place, stage: Stage, write: Callable[[Path], Checkpoint], work: Path) -> Callable[[], Scores]:
+    """Scores of a model in training, as it would be if it ended now: written to `work`, loaded in int8, and measured on
+    the first questions of the data it is measured with at the end."""
     path = sources.measured(place, stage)[""]
 
     def scores() -> Scores:
-        with TemporaryDirectory(prefix="thinbert-") as folder, _engine(write(Path(folder))) as engine:
-            found = measure(engine, stage, path, _QUICK_EXAMPLES)
+        try:
+            with _engine(write(work / "model"), work / "packed") as engine:
+                found = measure(engine, stage, path, _QUICK_EXAMPLES)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
         return {f"dev_{name}": round(found[name], 3) for name in ("exact", "f1", "accuracy") if name in found}
 
     return scores

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 from thinbert.compress import data, pretrain
 from thinbert.compress.data import Features
 from thinbert.compress.recipe import SPAN_TASKS, Place, Stage
-from thinbert.compress.text import Documents, read_documents, spread
+from thinbert.compress.text import Documents, check_documents, read_documents, spread
 from thinbert.errors import InputError
 from thinbert.model.tokenizer import Tokenizer
 from thinbert.tasks import glue
@@ -76,6 +77,35 @@ def measured(place: Place, stage: Stage) -> dict[str, Path]:
     return found
 
 
+def plain_name(path: Path) -> str:
+    """A file's name, whether it is packed or not."""
+    return path.name.removesuffix(next((e for e in _PACKED if e and path.name.endswith(e)), ""))
+
+
+def check(place: Place, stage: Stage) -> None:
+    """Raises InputError where a file that a stage learns from or is measured with cannot be read as what it is to be,
+    or no article would be held out."""
+    for path in {*files(place, stage), *measured(place, stage).values()}:
+        at = path.stat()
+        articles = _articles(path, stage.task, at.st_size, at.st_mtime_ns)
+        if stage.hold_out and path in files(place, stage) and not held_out_articles(articles, stage.hold_out):
+            raise InputError(
+                f"stage {stage.name}: hold_out {stage.hold_out:g} of {len(articles)} articles is none; give more"
+            )
+
+
+@cache
+def _articles(path: Path, task: str, size: int, mtime_ns: int) -> tuple[int, ...]:
+    """Numbers of the articles of a file that was read to its end; of one of plain text, its first documents are."""
+    if task == "mlm":
+        check_documents(path)
+        return ()
+    if ".json" in path.name:
+        return tuple(sorted({q.article for q in read_squad(path).questions}))
+    glue.read_glue(path, glue.TASKS[task])
+    return ()
+
+
 def training(place: Place, stage: Stage, tokenizer: Tokenizer, positions: int) -> Features:
     """The examples of a stage, in windows of at most `positions` tokens."""
     max_length, stride = window_size(stage, positions)
@@ -93,11 +123,12 @@ def training(place: Place, stage: Stage, tokenizer: Tokenizer, positions: int) -
         return data.squad_features([*questions, *made], tokenizer, max_length=max_length, stride=stride)
     task = glue.TASKS[stage.task]
     if stage.task == "qnli" and ".json" in path.name:
-        examples: tuple[glue.Example, ...] = glue.qnli_from_squad(read_squad(path).questions)
+        # of whole articles: each question has a pair of each kind, which a part of the pairs would tear apart
+        examples = list(glue.qnli_from_squad(_of_articles(read_squad(path).questions, stage, held=False)))
         place.say(f"{stage.name}: {len(examples)} QNLI pairs made from {path.name}")
     else:
-        examples = glue.read_glue(path, task).examples
-    return data.class_features(spread(list(examples), stage.part), tokenizer, max_length=max_length)
+        examples = spread(glue.read_glue(path, task).examples, stage.part)
+    return data.class_features(examples, tokenizer, max_length=max_length)
 
 
 def window_size(stage: Stage, positions: int) -> tuple[int, int]:
@@ -124,14 +155,14 @@ def _corpus_files(place: Place) -> list[Path]:
 
 def _of_articles(questions: tuple[Question, ...], stage: Stage, *, held: bool) -> list[Question]:
     """Questions of the articles that are held out, or of those trained on; both are spread over the file."""
-    out = held_out_articles(questions, stage.hold_out)
+    out = held_out_articles((q.article for q in questions), stage.hold_out)
     kept = out if held else set(spread(sorted({q.article for q in questions} - out), stage.part))
     return [q for q in questions if q.article in kept]
 
 
-def held_out_articles(questions: Iterable[Question], share: float) -> set[int]:
+def held_out_articles(articles: Iterable[int], share: float) -> set[int]:
     """Every so many-th article, from the middle of the first so many."""
-    articles = sorted({q.article for q in questions})
+    articles = sorted(set(articles))
     return {a for n, a in enumerate(articles) if int(n * share + 0.5) > int((n - 1) * share + 0.5)}
 
 

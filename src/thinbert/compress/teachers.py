@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 
 import thinbert
@@ -17,6 +16,7 @@ from thinbert.compress.distill import layer_map
 from thinbert.compress.encoder import Trace, from_checkpoint
 from thinbert.compress.objectives import KeptStates, Logits
 from thinbert.compress.recipe import SPAN_TASKS, Place
+from thinbert.compress.train import one_accelerator
 from thinbert.errors import InputError
 from thinbert.model.checkpoint import Checkpoint
 from thinbert.tasks import glue
@@ -135,7 +135,7 @@ def _answers(teacher: Checkpoint, features: Features, task: str, first: int) -> 
 
 
 def _states(teacher: Checkpoint, features: Features, chosen: list[int], first: int) -> Rows:
-    device = Accelerator().device
+    device = one_accelerator().device
     model = from_checkpoint(teacher, {})[0].eval().to(device)
     for start, end in _together(features, first, 4 * _ASKED):
         rows: dict[int, torch.Tensor] = {}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from thinbert.tasks.glue import sentences
 from thinbert.tasks.squad import DAMAGED, open_packed, read_squad
 
 T = TypeVar("T")
+_LONGEST = 64 << 20  # characters of a document, which is held at once: no article is, and a file without empty lines
 _SECONDS = 30.0  # between two words on how far reading has come
 
 
@@ -68,15 +69,18 @@ def spread(items: Sequence[T], share: float) -> list[T]:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, which is read once in a process unless it changes."""
+    """Of a file's content, unpacked, which is read once in a process unless it changes."""
     at = path.stat()
     return _sha256(path, at.st_size, at.st_mtime_ns)
 
 
 @cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open_packed(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # any file will do
+    except (OSError, *DAMAGED) as e:
+        raise InputError(f"{path}: cannot be read: {e}") from e
 
 
 def read_documents(
@@ -103,6 +107,12 @@ def read_documents(
         tuple(json.loads((folder / "files.json").read_text())),
         h.hexdigest(),
     )
+
+
+def check_documents(path: Path) -> None:
+    """Raises InputError where a file does not begin as several documents do, or cannot be read."""
+    if len(list(islice(_documents(path), 2))) < 2:
+        raise InputError(f"{path}: expected several documents with empty lines between them")
 
 
 def _tokenise(paths: Sequence[Path], tokenizer: Tokenizer, folder: Path, say: Callable[[str], None]) -> None:
@@ -149,15 +159,22 @@ def _documents(path: Path) -> Iterator[list[str]]:
         yield from (list(contexts) for contexts in articles.values())
         return
     lines: list[str] = []
+    length = 0
     try:
         with open_packed(path) as file:
             for raw in file:
                 line = raw.decode(errors="replace").rstrip("\n")
                 if line.strip():
                     lines.append(line)
+                    length += len(line)
+                    if length > _LONGEST:
+                        raise InputError(
+                            f"{path}: a document of more than {_LONGEST >> 20} million characters; expected documents "
+                            "with empty lines between them"
+                        )
                 elif lines:
                     yield lines
-                    lines = []
+                    lines, length = [], 0
     except (OSError, *DAMAGED) as e:
         raise InputError(f"{path}: cannot be read: {e}") from e
     if lines:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import GradientAccumulationPlugin, set_seed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -31,12 +31,14 @@ from thinbert.compress.masks import density, magnitude_masks, saliency
 from thinbert.compress.recipe import Report
 from thinbert.compress.schedule import PruneSchedule, linear_rate, rewinding_rate
 from thinbert.errors import Error, InputError
-from thinbert.model.checkpoint import replacing, write_atomic
+from thinbert.model.checkpoint import leftovers, replacing, write_atomic
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # options of mallopt(3)
 CLIP = 1.0  # largest norm of all gradients together
-# settings that may change under way: the first changes rounding and, where there is dropout or masking, random numbers
-_FREE = ("micro_tokens", "log_every", "save_every")
+# Settings that may change under way. A rate that was too high is lowered, and every line of the log has it; the second
+# changes rounding and, where there is dropout or masking, random numbers.
+_FREE = ("rate", "micro_tokens", "log_every", "save_every")
+_SAVE_SECONDS = 300.0  # the most that is lost, where steps are long
 
 
 class TrainError(Error):
@@ -79,6 +81,13 @@ class Objective(nn.Module):
         self.model = model
 
 
+def one_accelerator(**options: Any) -> Accelerator:
+    """What knows devices and other processes. Precision and the parts of a batch are our own: what the user's
+    configuration of accelerate says of them is not followed, as it would change what a recipe makes."""
+    whole = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(mixed_precision="no", gradient_accumulation_plugin=whole, **options)
+
+
 def train(
     objective: Objective,
     features: Features,
@@ -100,7 +109,8 @@ def train(
     Args:
         plan: example numbers of each step's batch (see data.order).
         report: called with each line of the log, for progress bars.
-        evaluate: called every `evaluate_every` steps but the last; what it returns goes into the log.
+        evaluate: called every `evaluate_every` steps but the last; what it returns goes into the log. Where it cannot
+            write what it needs, the log says so, and training goes on.
         stop_after: stop, saved, after so many steps in this call.
     Returns:
         whether the plan is done.
@@ -109,7 +119,7 @@ def train(
             kept.
         InputError: `out` holds another run.
     """
-    accelerator = Accelerator()
+    accelerator = one_accelerator()
     model, steps = objective.model, len(plan)
     model.set_dropout(settings.dropout)
     # without defaults: a later version may know more settings
@@ -134,7 +144,7 @@ def train(
     prepared, optimizer = accelerator.prepare(objective, optimizer)
     objective.train()
 
-    begun, first, logged = time.perf_counter(), step, step
+    begun, first, logged, kept_at = time.perf_counter(), step, step, time.monotonic()
     total, tokens = torch.zeros((), device=accelerator.device), 0
     while step < steps:
         rate = settings.rate * _rate(step, steps, settings, pruning)
@@ -147,8 +157,8 @@ def train(
             norm = accelerator.clip_grad_norm_(prepared.parameters(), CLIP)
             if not torch.isfinite(norm):
                 raise TrainError(
-                    f"step {step}: the loss or its gradient is not finite; try a learning rate below "
-                    f"{settings.rate:g}, in another folder. {kept}"
+                    f"step {step}: the loss or its gradient is not finite; give a learning rate below "
+                    f"{settings.rate:g}, and go on. {kept}"
                 )
             optimizer.step()
             optimizer.zero_grad()
@@ -181,18 +191,23 @@ def train(
             if masks := model.masks():
                 line["density"] = round(density(masks), 5)
             total, logged = torch.zeros_like(total), step
+        is_time = step % settings.save_every == 0 or time.monotonic() - kept_at > _SAVE_SECONDS
+        # before evaluating, which takes memory and disk, and may end the process each time it is tried
+        if (is_time or last or due) and accelerator.is_main_process:
+            _save(out / "state.pt", objective, optimizer, step)
+            saved, kept_at = step, time.monotonic()
         if due and evaluate is not None and accelerator.is_main_process:
             paused = time.perf_counter()
-            line |= evaluate()
+            try:
+                line |= evaluate()
+            except OSError as e:
+                line["not_evaluated"] = e.strerror or str(e)
             objective.train()
             begun += time.perf_counter() - paused
         if line and accelerator.is_main_process:
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             report(line)
-        if (step % settings.save_every == 0 or last) and accelerator.is_main_process:
-            _save(out / "state.pt", objective, optimizer, step)
-            saved = step
         if last:
             break
     accelerator.wait_for_everyone()
@@ -239,7 +254,7 @@ def time_steps(
     objective: Objective, features: Features, plan: Sequence[NDArray[np.int64]], settings: Settings
 ) -> float:
     """Mean seconds of an optimiser step over the batches of a plan, after one that is not counted."""
-    accelerator = Accelerator()
+    accelerator = one_accelerator()
     objective.model.set_dropout(settings.dropout)
     objective.train()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=0.0, fused=True)
@@ -331,6 +346,8 @@ def _enter(out: Path, described: dict[str, Any]) -> None:
     """Makes the folder, or checks that it holds this very run."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for file in leftovers(out):
+            file.unlink()
         known = out / "settings.json"
         text = json.dumps(described, indent=1) + "\n"
         if not known.exists():
