@@ -9,14 +9,19 @@ namespace thinbert {
 
 std::vector<InstructionSet> instruction_sets() {
   const Kernels* avx512 = nullptr;
+  const Kernels* avxvnni = nullptr;
   const Kernels* avx2 = nullptr;
 #if defined(THINBERT_X86)
   avx512 = avx512vnni_kernels();
   avx2 = avx2_kernels();
 #endif
+#if defined(THINBERT_AVXVNNI)
+  avxvnni = avxvnni_kernels();
+#endif
   // `needs` repeats the compiler flags of the kernel's file in CMakeLists.txt, no fewer
   std::vector<InstructionSet> sets = {
       {"avx512vnni", {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"}, avx512, false},
+      {"avxvnni", {"avx2", "fma", "avx_vnni"}, avxvnni, false},
       {"avx2", {"avx2", "fma"}, avx2, false},
       {"generic", {}, generic_kernels(), false},
   };

@@ -97,6 +97,7 @@ struct Kernels {
 // The table of an instruction set. Who may use which: instruction_sets() in dispatch.h.
 const Kernels* generic_kernels();
 const Kernels* avx2_kernels();
+const Kernels* avxvnni_kernels();
 const Kernels* avx512vnni_kernels();
 
 }  // namespace thinbert

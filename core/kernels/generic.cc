@@ -74,15 +74,17 @@ inline void store_bytes(int8_t* p, const I& x) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.lane[i]);
 }
 
+// The j-th byte of a word, unsigned and signed. By shifts, which compilers do for several lanes at once.
+inline int32_t u8(int32_t word, int j) { return (word >> (8 * j)) & 255; }
+inline int32_t s8(int32_t word, int j) { return s(u(word) << (24 - 8 * j)) >> 24; }
 inline void dot(I& acc, const I& x, const I& w) {
   for (int i = 0; i < 16; ++i) {
-    uint8_t xs[4];
-    int8_t ws[4];
-    __builtin_memcpy(xs, &x.lane[i], 4);
-    __builtin_memcpy(ws, &w.lane[i], 4);
-    acc.lane[i] += xs[0] * ws[0] + xs[1] * ws[1] + xs[2] * ws[2] + xs[3] * ws[3];
+    const int32_t a = x.lane[i], b = w.lane[i];
+    acc.lane[i] += u8(a, 0) * s8(b, 0) + u8(a, 1) * s8(b, 1) + u8(a, 2) * s8(b, 2) + u8(a, 3) * s8(b, 3);
   }
 }
+
+constexpr int kAtOnce = 1, kRows = 4;
 
 #include "plain.inc"
 #include "body.inc"
