@@ -176,7 +176,7 @@ def test_evaluate_writes_everything(cli: Cli, tmp_path: Path, data: Path, tiny_f
     assert run["settings"]["max_length"] == 64
     assert run["thinbert"]
     assert "cpu_features" in run["machine"]
-    assert not list(out.glob(".*"))  # no temporary files left
+    assert [f.name for f in out.glob(".*")] == [".lock"]  # no temporary files left
 
 
 def test_unanswerable_questions(cli: Cli, tmp_path: Path, tiny_folder: Path) -> None:
@@ -235,7 +235,7 @@ def test_refusals(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> No
             f"{data} has no unanswerable questions, so --threshold has no meaning for it",
         ),
         ((tiny_folder, data, "--out", tmp_path), f"{tmp_path}: is not empty and holds no evaluation"),
-        ((tiny_folder, data, "--out", data), f"{data}: cannot make this folder: File exists"),
+        ((tiny_folder, data, "--out", data), f"{data}: cannot be written: File exists"),
     ):
         r = cli("evaluate", *arguments)
         assert (r.code, r.out) == (2, "")
@@ -276,12 +276,16 @@ def test_another_tokenizer_is_another_model(cli: Cli, tmp_path: Path, data: Path
 
 def test_two_runs_do_not_share_a_folder(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> None:
     out = tmp_path / "out"
-    cli("evaluate", tiny_folder, data, "--out", out)
-    with (out / "answers.jsonl").open("ab") as held:
+    cli("evaluate", tiny_folder, data, "--out", out, "--limit", 1)
+    (out / "answers.jsonl").write_bytes(b"")  # as before the first answer is on the disk
+    described = (out / "run.json").read_bytes()
+    with (out / ".lock").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        r = cli("evaluate", tiny_folder, data, "--out", out)
-    assert r.code == 2
-    assert f"{out}: another evaluation is writing here" in r.err
+        for other in ((), ("--stride", 8)):
+            r = cli("evaluate", tiny_folder, data, "--out", out, *other)
+            assert r.code == 2
+            assert f"{out}: another evaluation is writing here" in r.err
+    assert (out / "run.json").read_bytes() == described
 
 
 def test_a_full_disk_is_said(tmp_path: Path, data: Path, tiny_folder: Path) -> None:

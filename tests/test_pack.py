@@ -30,6 +30,7 @@ from thinbert.model.pack import pack
 from thinbert.model.sparsity import measure
 from thinbert.runtime import cache
 from thinbert.runtime.cache import cache_folder
+from thinbert.runtime.doctor import examine
 
 
 def hybrid(block: tuple[int, int] = (8, 8)) -> tuple[dict[str, Any], tiny.Tensors]:
@@ -411,6 +412,22 @@ def test_a_model_without_a_tokenizer_is_not_packed(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no tokenizer; expected "):
         pack(read_checkpoint(folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_home(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has none: what helps is said, and the doctor says there is no cache."""
+    monkeypatch.delenv("THINBERT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_home(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    with pytest.raises(
+        ModelError, match=r"there is no home folder; set THINBERT_CACHE; .* or load with precision float32"
+    ):
+        load(tiny_folder)
+    assert examine()["cache"].startswith("none: there is no home folder")
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -494,17 +494,17 @@ def _evaluate_classes(
         raise InputError(f"windows of {max_length} tokens; model {model.name} takes at most {model.config.positions}")
     dataset = glue.read_glue(data, glue.TASKS[task])
     what = {"thinbert": __version__, "model": model.sha256, "data": dataset.sha256, "task": task}
-    open_run(out, what | {"limit": limit, "max_length": max_length}, model.name)
-    with progress.counting("texts") as count:
-        scores, predictions = classify.evaluate(model, dataset, limit=limit, max_length=max_length, progress=count)
-    names = [dataset.task.labels[p] for p in predictions]
-    try:
-        for name, value in (("predictions.json", names), ("metrics.json", scores)):
-            write_atomic(out / name, (json.dumps(value, indent=1) + "\n").encode())
-        right = [100.0 * (e.label == p) for e, p in zip(dataset.examples, predictions, strict=False)]
-        bootstrap.write_per_question(out, ("accuracy",), {str(n): [value] for n, value in enumerate(right)})
-    except OSError as e:
-        raise InputError(f"{out}: cannot be written: {e.strerror or e}") from e
+    with open_run(out, what | {"limit": limit, "max_length": max_length}, model.name):
+        with progress.counting("texts") as count:
+            scores, predictions = classify.evaluate(model, dataset, limit=limit, max_length=max_length, progress=count)
+        names = [dataset.task.labels[p] for p in predictions]
+        try:
+            for name, value in (("predictions.json", names), ("metrics.json", scores)):
+                write_atomic(out / name, (json.dumps(value, indent=1) + "\n").encode())
+            right = [100.0 * (e.label == p) for e, p in zip(dataset.examples, predictions, strict=False)]
+            bootstrap.write_per_question(out, ("accuracy",), {str(n): [value] for n, value in enumerate(right)})
+        except OSError as e:
+            raise InputError(f"{out}: cannot be written: {e.strerror or e}") from e
     if as_json:
         show.print_json({"model": model.name, "data": str(data), "out": str(out), **scores})
         return

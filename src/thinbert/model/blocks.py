@@ -32,14 +32,19 @@ def to_blocks(values: NDArray[np.int8], scale: Array) -> Blocks:
     """The occupied 1x4 blocks of an int8 matrix [N, K]; columns past K, up to a multiple of 4, count as zero."""
     N, K = values.shape
     groups = (K + 3) // 4
-    padded = np.zeros((N, groups * 4), np.int8)
-    padded[:, :K] = values
-    blocks = padded.reshape(N, groups, 4)
-    occupied = blocks.any(axis=2)
+    padded = values
+    if K % 4:
+        padded = np.zeros((N, groups * 4), np.int8)
+        padded[:, :K] = values
+    blocks = np.ascontiguousarray(padded).view(np.int32)  # [N, groups]: four bytes are looked at and moved as one
+    occupied = blocks != 0
     start = np.zeros(N + 1, np.uint32)
     np.cumsum(occupied.sum(axis=1), out=start[1:])
-    index = np.nonzero(occupied)[1].astype(np.uint16)
-    return Blocks(K, start, index, np.ascontiguousarray(blocks[occupied]), np.ascontiguousarray(scale))
+    if start[-1] == blocks.size:
+        index, kept = np.tile(np.arange(groups, dtype=np.uint16), N), blocks.ravel()
+    else:
+        index, kept = np.nonzero(occupied)[1].astype(np.uint16), blocks[occupied]
+    return Blocks(K, start, index, kept.view(np.int8).reshape(-1, 4), np.ascontiguousarray(scale))
 
 
 def to_dense(blocks: Blocks) -> NDArray[np.int8]:

@@ -41,13 +41,15 @@ def packed(checkpoint: Checkpoint) -> Checkpoint:
     """
     if is_packed(read_json(checkpoint.folder / "config.json")):
         return checkpoint
-    # by version too: another may pack otherwise
-    target = cache_folder() / f"packed-{PACKED_VERSION}-{__version__}" / checkpoint.sha256
+    folder = "the cache"
     try:
+        folder = str(cache_folder())
+        # by version too: another may pack otherwise
+        target = Path(folder) / f"packed-{PACKED_VERSION}-{__version__}" / checkpoint.sha256
         made = _kept(target) or _make(checkpoint, target)
     except OSError as e:
         raise ModelError(
-            f"{target}: cannot be written: {e.strerror}; set {CACHE_VARIABLE}, or load with precision float32"
+            f"{folder}: cannot be written: {e.strerror}; set {CACHE_VARIABLE}, or load with precision float32"
         ) from e
     return replace(made, name=checkpoint.name)
 
@@ -64,8 +66,9 @@ def _make(checkpoint: Checkpoint, target: Path) -> Checkpoint:
     _log.info("packing %s into %s (once)", checkpoint.name, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.glob(f"{_WORK}*"):
-        if time.time() - old.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):  # whose process has just finished
+            if time.time() - old.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(old, ignore_errors=True)
     # beside its place, then moved: several processes may pack at once, and the first to finish wins
     with tempfile.TemporaryDirectory(prefix=_WORK, dir=target.parent) as work:
         mine = Path(work) / "model"

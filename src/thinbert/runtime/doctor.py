@@ -42,7 +42,7 @@ def examine(model: str | None = None) -> dict[str, Any]:
         "why": f"{ISA_VARIABLE} says so" if forced else "the best this processor has",
         "threads": choose_threads(),
         "instruction_sets": sets,
-        "cache": str(cache_folder()),
+        "cache": _cache(),
         "costs_ns": dict(zip(FORMS, measured, strict=True)),
         "speedups": [speedups(measured, density) for density in DENSITIES],
     }
@@ -50,6 +50,13 @@ def examine(model: str | None = None) -> dict[str, Any]:
         engine = Engine(packed(read_checkpoint(model)))
         report |= {"model": model, "plan": engine.forms}
     return report
+
+
+def _cache() -> str:
+    try:
+        return str(cache_folder())
+    except OSError as e:
+        return f"none: {e.strerror}"
 
 
 def speedups(costs: Sequence[float], density: float) -> dict[str, float]:

@@ -108,7 +108,7 @@ def measure(isa: str) -> tuple[float, ...]:
         cache_folder().mkdir(parents=True, exist_ok=True)
         write_atomic(cache_folder() / COSTS_FILE, json.dumps({**_read_costs(), key: found}, indent=1).encode())
     except OSError:
-        pass  # 10 ms at each start are no reason to stop
+        pass  # a few ms at each start are no reason to stop
     return found
 
 
@@ -191,15 +191,19 @@ class Engine:
 
     def profile(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> dict[str, float]:
         """Seconds that one pass spends in each of its parts, the mean of all threads."""
+        self._same_process()
         return self._core.profile(*_inputs(token_ids, token_types, lengths))
 
     def _run(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int], what: int) -> Array:
-        if os.getpid() != self._pid:
-            raise ModelError("this model was loaded before a fork, and its threads stayed behind; load it in the child")
+        self._same_process()
         try:
             return np.asarray(self._core.forward(*_inputs(token_ids, token_types, lengths), what))
         except ValueError as e:
             raise InputError(str(e)) from e
+
+    def _same_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ModelError("this model was loaded before a fork, and its threads stayed behind; load it in the child")
 
 
 def _inputs(token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> tuple[Ints, Ints, Ints]:

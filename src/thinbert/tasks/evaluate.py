@@ -16,7 +16,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +35,7 @@ from thinbert.tasks.qa import Reading
 from thinbert.tasks.squad import Dataset, Question, read_json_object
 
 Progress = Callable[[int, int], None]  # (questions done, of)
+_LOCK = ".lock"  # held by the process that works in a run's folder
 THRESHOLD = 0.5  # no-answer probability above which an answer is withheld, for models without one of their own
 
 
@@ -93,32 +95,30 @@ def _evaluate(
         raise InputError(f"question id {twice!r} occurs more than once; predictions are kept by id, so ids must differ")
 
     what = {"thinbert": __version__, "model": model.sha256, "data": data.sha256, "settings": vars(settings)}
-    open_run(out, what, model.name)
     log = out / "answers.jsonl"
-    with log.open("ab") as file:
-        _lock(file, out)
+    with open_run(out, what, model.name), log.open("ab") as file:
         answered = _resume(log)[:total]
         if ids[: len(answered)] != [record["id"] for record in answered]:
             raise InputError(f"{log}: does not hold the first questions of this data set; delete {out} to start over")
         already = len(answered)
         started = time.perf_counter()
         _answer(model, questions, answered, file, settings, progress)
+        file.flush()
         seconds = time.perf_counter() - started
+        raw = {r["id"]: r["answers"][0]["text"] if r["answers"] else "" for r in answered}
+        no_answer = {r["id"]: r["no_answer"] for r in answered}
+        scores, predictions = score(data, raw, no_answer, threshold=threshold)
+        each = metrics.per_question(data.golds[:total], predictions, may_be_unanswerable=data.may_be_unanswerable)
+        for place, name in enumerate(("exact", "f1")):
+            scores[f"{name}_interval"] = bootstrap.interval([one[place] for one in each.values()])
+        scores |= {"answered_now": total - already, "seconds": seconds}
+        scores["questions_per_second"] = (total - already) / seconds if total > already else None
 
-    raw = {r["id"]: r["answers"][0]["text"] if r["answers"] else "" for r in answered}
-    no_answer = {r["id"]: r["no_answer"] for r in answered}
-    scores, predictions = score(data, raw, no_answer, threshold=threshold)
-    each = metrics.per_question(data.golds[:total], predictions, may_be_unanswerable=data.may_be_unanswerable)
-    for place, name in enumerate(("exact", "f1")):
-        scores[f"{name}_interval"] = bootstrap.interval([one[place] for one in each.values()])
-    scores |= {"answered_now": total - already, "seconds": seconds}
-    scores["questions_per_second"] = (total - already) / seconds if total > already else None
-
-    _write_json(out / "predictions.json", predictions)
-    _write_json(out / "no_answer.json", no_answer)
-    _write_json(out / "nbest.json", {r["id"]: r["answers"] for r in answered})
-    bootstrap.write_per_question(out, ("exact", "f1"), each)
-    _write_json(out / "metrics.json", scores)
+        _write_json(out / "predictions.json", predictions)
+        _write_json(out / "no_answer.json", no_answer)
+        _write_json(out / "nbest.json", {r["id"]: r["answers"] for r in answered})
+        bootstrap.write_per_question(out, ("exact", "f1"), each)
+        _write_json(out / "metrics.json", scores)
     return scores
 
 
@@ -174,17 +174,34 @@ def _record(question: str, reading: Reading) -> dict[str, Any]:
     return {"id": question, "no_answer": reading.no_answer, "answers": answers}
 
 
-def open_run(out: Path, what: Mapping[str, Any], name: str) -> None:
-    """Makes or re-enters the folder of a run of the model of this name. `what` it was must be the same.
+@contextmanager
+def open_run(out: Path, what: Mapping[str, Any], name: str) -> Iterator[None]:
+    """Makes or re-enters the folder of a run of the model of this name, for this process alone. `what` it was must be
+    the same.
 
     Raises:
-        InputError: it holds another run, or something else.
+        InputError: it holds another run, or something else, or another process writes there.
     """
-    manifest = out / "run.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if not (out / "run.json").exists() and any(
+            f.name != _LOCK and not f.name.endswith(".tmp") for f in out.iterdir()
+        ):
+            raise InputError(f"{out}: is not empty and holds no evaluation; give another --out")
+        lock = (out / _LOCK).open("ab")
     except OSError as e:
-        raise InputError(f"{out}: cannot make this folder: {e.strerror}") from e
+        raise InputError(f"{out}: cannot be written: {e.strerror}") from e
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{out}: another evaluation is writing here; wait for it, or give another --out") from None
+        _enter(out, what, name)
+        yield
+
+
+def _enter(out: Path, what: Mapping[str, Any], name: str) -> None:
+    manifest = out / "run.json"
     if manifest.exists():
         before = read_json_object(manifest)
         changed = [key for key in what if before.get(key) != what[key]]
@@ -194,19 +211,9 @@ def open_run(out: Path, what: Mapping[str, Any], name: str) -> None:
             raise InputError(
                 f"{out}: holds a run with other {' and '.join(changed)}; give another --out, or delete the folder"
             )
-    elif any(not f.name.endswith(".tmp") for f in out.iterdir()):
-        raise InputError(f"{out}: is not empty and holds no evaluation; give another --out")
     versions = {"numpy": np.__version__, "python": platform.python_version()}
     machine = {"cpu_features": cpu_features(), "platform": platform.platform()}
     _write_json(manifest, {"name": name, **what, "versions": versions, "machine": machine})
-
-
-def _lock(log: IO[bytes], out: Path) -> None:
-    """Holds the log for this process until it is closed: two runs in one folder would write over each other."""
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{out}: another evaluation is writing here; wait for it, or give another --out") from None
 
 
 def _resume(log: Path) -> list[dict[str, Any]]:
