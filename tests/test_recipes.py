@@ -502,7 +502,11 @@ def test_a_rate_that_was_too_high_is_lowered(
         with pytest.raises(ZeroDivisionError):
             run.run(place_of(recipe_of(tmp_path, base, SST2), data, out))
     lower = recipe_of(tmp_path, base, f"{SST2}, {SHORT.replace('1.0e-4', '5.0e-5')}")
+    longer = lower.model_copy(update={"stages": (lower.stages[0].model_copy(update={"passes": 2.0}),)})
     said: list[str] = []
+    with pytest.raises(InputError, match=r"holds this stage with other (rate, passes|passes, rate)"):
+        run.run(place_of(longer, data, out, said))
+    assert not any("goes on" in line for line in said)
     run.run(place_of(lower, data, out, said))
     assert "sst2: goes on with rate 5e-05, where it had 0.0001" in said
     assert json.loads((out / "seed-0" / "sst2" / "packed" / "training.json").read_text())["rates_before"] == [1e-4]

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -116,7 +115,7 @@ class Model:
         c = self.config
         return f"<thinbert.Model {self.name}: {c.family}, {c.layers} layers of width {c.width}>"
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Identity of configuration, weights and tokenizer."""
         return self._checkpoint.sha256

@@ -728,9 +728,8 @@ def _compress(
         print("not counted: scores, on the way and at the end, and what teachers say once of a task's examples")
     else:
         for name, scores in result.items():
-            ranges = {k: scores.get(f"{k}_range") for k in scores}
             shown = (
-                f"{k} {v:.2f}" + (f" ({of[0]:.2f} to {of[1]:.2f})" if (of := ranges[k]) else "")
+                f"{k} {v:.2f}" + (f" ({of[0]:.2f} to {of[1]:.2f})" if (of := scores.get(f"{k}_range")) else "")
                 for k, v in scores.items()
                 if isinstance(v, float)
             )

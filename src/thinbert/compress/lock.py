@@ -100,15 +100,15 @@ def lock_pattern(module: nn.Module, exclude: Sequence[str] = ()) -> PatternLock:
         return any(re.search(pattern, n) for pattern in exclude for n in (name, name.rpartition(".")[0]))
 
     chosen = {name: w for name, w in weights.items() if not is_left_alone(name)}
-    for name, (m, of) in chosen.items():
-        if is_parametrized(m, of) and bool((getattr(m, of) == 0).any()):
+    sparse = {name: (m, of) for name, (m, of) in chosen.items() if bool((getattr(m, of) == 0).any())}
+    for name, (m, of) in sparse.items():
+        if is_parametrized(m, of):
             raise ValueError(f"{name} is computed from other parameters; call remove_parametrizations on it first")
-    sparse = [(m, of) for m, of in chosen.values() if not is_parametrized(m, of) and bool((getattr(m, of) == 0).any())]
     if not sparse:
         raise ValueError(
             f"nothing to lock: {len(weights)} weights, {len(chosen)} not excluded, none of them with a zero"
         )
-    return PatternLock(sparse)
+    return PatternLock(list(sparse.values()))
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:

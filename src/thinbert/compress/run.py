@@ -189,7 +189,8 @@ def _seed_of(place: Place, stage: Stage, seed: int) -> int:
     if not stage.once:
         return seed
     first = place.recipe.seeds[0]
-    made = {int(p.parts[-3].removeprefix("seed-")) for p in place.out.glob(f"seed-*/{stage.name}/stage.json")}
+    seeds = (p.parts[-3].removeprefix("seed-") for p in place.out.glob(f"seed-*/{stage.name}/stage.json"))
+    made = {int(s) for s in seeds if s.isdecimal()}
     return first if first in made or not made else min(made)
 
 
@@ -411,13 +412,14 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
         write_atomic(known, (json.dumps(asked, indent=1) + "\n").encode())
         return
     before = json.loads(known.read_text())
-    begun = (folder / "state.pt").exists() and not (folder / "scores.json").exists()
-    if begun and (rate := before["stage"]["rate"]) != stage.rate:  # one that was too high
-        place.say(f"{stage.name}: goes on with rate {stage.rate:g}, where it had {rate:g}")
-        before["stage"]["rate"] = stage.rate
-        before["rates_before"] = [*before.get("rates_before", []), rate]
-        if before | asked == before:
-            write_atomic(known, (json.dumps(before, indent=1) + "\n").encode())
+    rate = before["stage"]["rate"]
+    if rate != stage.rate and not (folder / "scores.json").exists():  # one that was too high
+        lowered = before | {"stage": before["stage"] | {"rate": stage.rate}}
+        lowered["rates_before"] = [*before.get("rates_before", []), rate]
+        if lowered | asked == lowered:  # and nothing else is other
+            place.say(f"{stage.name}: goes on with rate {stage.rate:g}, where it had {rate:g}")
+            write_atomic(known, (json.dumps(lowered, indent=1) + "\n").encode())
+            return
     changed = [name for name in asked if before.get(name) != asked[name]]
     if "stage" in changed:
         fields = {**before["stage"], **asked["stage"]}
