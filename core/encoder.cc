@@ -2,7 +2,8 @@
 // rest of a sequence's last vector. Each thread has a run of vectors and carries them through all layers in tiles of up to
 // kMaxVectors; threads meet once a layer, when all keys and values are there. A thread that is done takes tiles of one that
 // is slower, or has lost its core. Of what does not fill whole tiles for all threads, the last tile is shared: each thread
-// takes some of the heads and rows of every product.
+// takes some of the heads and rows of every product. Where only first tokens are asked for, the last layer computes the keys
+// and values of all tokens, and the rest of the first ones alone: vectors of 16 sequences, in shared tiles.
 #include "encoder.h"
 
 #include <algorithm>
@@ -49,6 +50,8 @@ struct Sequence {
 struct Range {
   int begin, end;
 };
+
+constexpr Range kQueries = {0, 1}, kKeysValues = {1, 3}, kQueriesKeysValues = {0, 3};  // what to project
 
 // A float tile quantised piece by piece (see Pieces): bytes, and scale and zero point per piece and token.
 struct ByteTile {
@@ -122,7 +125,8 @@ class Pass {
  public:
   Pass(const Encoder& encoder, const int32_t* ids, const int32_t* types, const int32_t* lengths, int batch, int threads,
        Arena& arena, const Encoder::Outputs& outputs)
-      : e_(encoder), k_(*encoder.kernels), ids_(ids), types_(types), outputs_(outputs), barrier_(threads), threads_(threads) {
+      : e_(encoder), k_(*encoder.kernels), ids_(ids), types_(types), outputs_(outputs), barrier_(threads), threads_(threads),
+        only_first_(outputs.first && !outputs.span && !outputs.hidden) {
     int token = 0;
     for (int s = 0; s < batch; ++s) {
       sequences_.push_back({static_cast<int>(vectors_.size()), token, lengths[s]});
@@ -145,7 +149,8 @@ class Pass {
       piece = std::max(piece, pieces(layer.ffn).size);
     }
     const int columns = std::max(e_.width, e_.max_heads * e_.head_size);
-    if (shared_.vectors) {
+    const int together = only_first_ ? kMaxVectors : shared_.vectors;  // of a shared tile, at most
+    if (together) {
       shared_rows_ = arena.take<float>(static_cast<size_t>(std::max(columns, ffn)) * kMaxVectors * kLanes);
       shared_result_ = arena.take<float>(static_cast<size_t>(e_.width) * kMaxVectors * kLanes);
       shared_inner_ = ByteTile(arena, ffn);
@@ -153,7 +158,7 @@ class Pass {
     const int keys = (longest_ + kLanes - 1) / kLanes * kLanes;
     for (int t = 0; t < threads; ++t) {
       add_tiles(static_cast<int64_t>(n) - shared_.vectors, t);
-      scratch_.emplace_back(arena, columns, piece, keys, static_cast<size_t>(shared_.vectors) * e_.width * kLanes);
+      scratch_.emplace_back(arena, columns, piece, keys, static_cast<size_t>(together) * e_.width * kLanes);
     }
     x_ = arena.take<float>(n * e_.width * kLanes);
     taken_ = std::make_unique<Counter[]>((2 * e_.layers.size() + 1) * static_cast<size_t>(threads));
@@ -170,13 +175,18 @@ class Pass {
       // Two sets of keys and values take turns: a thread may fill the next layer's while another still reads this one's.
       const Heads &keys = keys_[i % 2], &values = values_[i % 2];
       const Range heads = share(layer.heads, 1, thread);
+      const bool last = only_first_ && i == layers - 1;
+      const Range which = last ? kKeysValues : kQueriesKeysValues;
       for (int t; (t = take(2 * i, thread)) >= 0;) {
         if (i == 0) embed(tiles_[t], x(t));
         await(t, i);
-        project(layer, tiles_[t], {0, layer.heads}, x(t), keys, values, s);
+        project(layer, which, tiles_[t], {0, layer.heads}, x(t), keys, values, s);
+        if (last) write(tiles_[t], x(t));
       }
-      if (shared_.vectors) project(layer, shared_, heads, s.shared_x, keys, values, s);
+      if (shared_.vectors) project(layer, which, shared_, heads, s.shared_x, keys, values, s);
+      if (shared_.vectors && last && thread == 0) write(shared_, s.shared_x);
       meet();
+      if (last) return finish_first(layer, thread, keys, values, s);
       for (int t; (t = take(2 * i + 1, thread)) >= 0;) {
         const Tile& tile = tiles_[t];
         attend(tile, {0, layer.heads}, keys, values, s, s.rows);
@@ -189,7 +199,7 @@ class Pass {
       }
       if (shared_.vectors) {
         attend(shared_, heads, keys, values, s, shared_rows_);
-        finish_shared(layer, thread, s.shared_x, s);
+        finish_shared(layer, thread, shared_.vectors, s.shared_x, s);
       }
     }
     for (int t; (t = take(2 * layers, thread)) >= 0;) {
@@ -246,10 +256,44 @@ class Pass {
     return {at(thread), at(thread + 1)};
   }
 
-  // The rest of a layer for the shared tile, once all heads are in shared_rows_: the same sums in the same order as for a tile
-  // of one's own.
-  void finish_shared(const Layer& layer, int thread, float* x, const Scratch& s) {
-    const int V = shared_.vectors, stride = V * kLanes;
+  // The rest of the last layer for first tokens alone, whose states before it stand in the output.
+  void finish_first(const Layer& layer, int thread, const Heads& keys, const Heads& values, const Scratch& s) {
+    const int d = e_.head_size, D = e_.width, batch = static_cast<int>(sequences_.size());
+    const int vectors = (batch + kLanes - 1) / kLanes;
+    const Range heads = share(layer.heads, 1, thread);
+    for (Tile tile = {0, 0}; tile.first < vectors; tile.first += tile.vectors) {
+      tile.vectors = std::min(kMaxVectors, vectors - tile.first);
+      const int stride = tile.vectors * kLanes, first = tile.first * kLanes, count = std::min(stride, batch - first);
+      float* states = outputs_.first + static_cast<size_t>(first) * D;
+      for (int f = 0; f < D; ++f)
+        for (int n = 0; n < stride; ++n)
+          s.shared_x[static_cast<size_t>(f) * stride + n] = n < count ? states[static_cast<size_t>(n) * D + f] : 0.0f;
+      lap(kEmbeddings);
+      project(layer, kQueries, tile, heads, s.shared_x, keys, values, s);
+      for (int h = heads.begin; h < heads.end; ++h) {
+        float* rows = shared_rows_ + static_cast<size_t>(h) * d * stride;
+        std::fill(rows, rows + static_cast<size_t>(d) * stride, 0.0f);
+        for (int n = 0; n < count; ++n) {  // the queries of 16 sequences look at the keys of one, and what is its own is taken
+          const size_t vector = static_cast<size_t>(tile.first + n / kLanes);
+          k_.attend(attention(h, vector, sequences_[static_cast<size_t>(first + n)], keys, values), 1, d, s.scores, s.result,
+                    kLanes);
+          for (int f = 0; f < d; ++f) rows[f * stride + n] = s.result[f * kLanes + n % kLanes];
+        }
+      }
+      lap(kAttention);
+      finish_shared(layer, thread, tile.vectors, s.shared_x, s);
+      if (thread == 0)
+        for (int f = 0; f < D; ++f)
+          for (int n = 0; n < count; ++n)
+            states[static_cast<size_t>(n) * D + f] = s.shared_x[static_cast<size_t>(f) * stride + n];
+      lap(kEmbeddings);
+    }
+  }
+
+  // The rest of a layer for a shared tile of V vectors, once all heads are in shared_rows_: the same sums in the same order as
+  // for a tile of one's own.
+  void finish_shared(const Layer& layer, int thread, int V, float* x, const Scratch& s) {
+    const int stride = V * kLanes;
     const Range mine = share(e_.width, kRowGroup, thread), neurons = share(layer.ffn, kRowGroup, thread);
     float *rows = shared_rows_, *result = shared_result_;
     meet();
@@ -337,15 +381,15 @@ class Pass {
       multiply(m, p, rows, input.bytes_of(p, m.parts[0].columns, vectors), input.scale_of(p), input.zero_of(p), vectors, out);
   }
 
-  // Queries, keys and values of a tile, head by head, rounded to s8 with a scale per token and head.
-  void project(const Layer& layer, const Tile& tile, Range heads, const float* x, const Heads& keys, const Heads& values,
-               const Scratch& s) {
+  // Queries, keys and values of a tile, or some of them, head by head, rounded to s8 with a scale per token and head.
+  void project(const Layer& layer, Range what, const Tile& tile, Range heads, const float* x, const Heads& keys,
+               const Heads& values, const Scratch& s) {
     const int d = e_.head_size, V = tile.vectors, stride = V * kLanes;
     s.input.fill(k_, x, e_.width, V);
     for (int h = heads.begin; h < heads.end; ++h) {
       const Matrix* matrices[] = {&layer.query, &layer.key, &layer.value};
       const Heads* targets[] = {&queries_, &keys, &values};
-      for (int which = 0; which < 3; ++which) {
+      for (int which = what.begin; which < what.end; ++which) {
         multiply(*matrices[which], {h * d, (h + 1) * d}, s.input, V, s.result);
         for (int v = 0; v < V; ++v) {
           const size_t place = h * vectors_.size() + static_cast<size_t>(tile.first + v);
@@ -362,6 +406,15 @@ class Pass {
     }
   }
 
+  // What a vector of queries of one head needs to look at a sequence.
+  AttentionInput attention(int head, size_t vector, const Sequence& sequence, const Heads& keys, const Heads& values) const {
+    const size_t first = head * vectors_.size(), mine = first + vector;
+    const size_t theirs = first + static_cast<size_t>(sequence.first_vector), row = static_cast<size_t>(e_.head_size) * kLanes;
+    return {queries_.bytes + mine * row,   queries_.scale + mine * kLanes,  keys.bytes + theirs * row,
+            keys.scale + theirs * kLanes,  keys.sum + theirs * kLanes,      values.bytes + theirs * row,
+            values.scale + theirs * kLanes, sequence.length};
+  }
+
   // out [H d][V][16] = softmax(q k^T / sqrt(d)) v of some heads
   void attend(const Tile& tile, Range heads, const Heads& keys, const Heads& values, const Scratch& s, float* out) const {
     const int d = e_.head_size, V = tile.vectors, stride = V * kLanes;
@@ -370,16 +423,7 @@ class Pass {
       const Sequence& sequence = sequences_[static_cast<size_t>(vectors_[vector].sequence)];
       together = v + 1 < V && vectors_[vector + 1].sequence == vectors_[vector].sequence ? 2 : 1;
       for (int h = heads.begin; h < heads.end; ++h) {
-        const size_t first = h * vectors_.size(), mine = first + vector;
-        const size_t theirs = first + static_cast<size_t>(sequence.first_vector);
-        const AttentionInput in = {queries_.bytes + mine * d * kLanes,
-                                   queries_.scale + mine * kLanes,
-                                   keys.bytes + theirs * d * kLanes,
-                                   keys.scale + theirs * kLanes,
-                                   keys.sum + theirs * kLanes,
-                                   values.bytes + theirs * d * kLanes,
-                                   values.scale + theirs * kLanes,
-                                   sequence.length};
+        const AttentionInput in = attention(h, vector, sequence, keys, values);
         k_.attend(in, together, d, s.scores, out + static_cast<size_t>(h) * d * stride + v * kLanes, stride);
       }
     }
@@ -438,6 +482,7 @@ class Pass {
   const Encoder::Outputs outputs_;
   Barrier barrier_;
   const int threads_;
+  const bool only_first_;
   int longest_ = 0;
   Tile shared_ = {0, 0};
   std::vector<Vector> vectors_;
@@ -449,7 +494,7 @@ class Pass {
   std::unique_ptr<Counter[]> taken_;          // [step][thread]; a layer has two steps, and the output is the last
   std::unique_ptr<std::atomic<int>[]> done_;  // layers that each tile has behind it
   float* x_ = nullptr;                        // of each tile [D][V][16]
-  float* shared_rows_ = nullptr;              // [widest of heads and FFN][V][16]
+  float* shared_rows_ = nullptr;              // of a shared tile [widest of heads and FFN][V][16]
   float* shared_result_ = nullptr;            // [D][V][16]
   ByteTile shared_inner_;                     // of the FFN
 };

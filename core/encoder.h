@@ -29,7 +29,7 @@ struct Encoder {
   // What to compute; each may be null. Tokens of all sequences stand one after another, T in all.
   struct Outputs {
     float* span = nullptr;    // [T][2] start and end logits
-    float* first = nullptr;   // [B][D] hidden state of each sequence's first token
+    float* first = nullptr;   // [B][D] hidden state of each sequence's first token; alone, the last layer costs little
     float* hidden = nullptr;  // [T][D] all hidden states
     double* seconds = nullptr;  // [threads][kParts] time spent; asking for it costs about 1 %
   };

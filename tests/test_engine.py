@@ -95,6 +95,11 @@ def forced(checkpoint: Checkpoint, isa: str, form: int, threads: int) -> Encoder
     return encoder
 
 
+def firsts(lengths: list[int]) -> list[int]:
+    """Where each sequence's first token stands among all."""
+    return [sum(lengths[:i]) for i in range(len(lengths))]
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bit_equal_on_every_instruction_set_form_and_thread_count(tmp_path: Path, activation: str) -> None:
     # 1500: two pieces of 752 rows, and the second begins inside what would be a group of 32
@@ -111,8 +116,11 @@ def test_bit_equal_on_every_instruction_set_form_and_thread_count(tmp_path: Path
                 encoder = forced(checkpoint, isa, form, threads)
                 assert (encoder.isa, encoder.threads) == (isa, threads)
                 for (ids, types, lengths), right in zip(inputs, expected, strict=True):
+                    said = f"{isa}, {FORMS[form]}, {threads} threads"
                     got = encoder.forward(ids, types, np.array(lengths, np.int32), 2)
-                    np.testing.assert_array_equal(got, right, err_msg=f"{isa}, {FORMS[form]}, {threads} threads")
+                    np.testing.assert_array_equal(got, right, err_msg=said)
+                    got = encoder.forward(ids, types, np.array(lengths, np.int32), 1)
+                    np.testing.assert_array_equal(got, right[firsts(lengths)], err_msg=said)
 
 
 def test_bit_equal_with_odd_layers(tmp_path: Path) -> None:
@@ -134,8 +142,22 @@ def test_bit_equal_with_odd_layers(tmp_path: Path) -> None:
     for isa in ISAS:
         for form in range(len(FORMS)):
             for threads in (1, 2, 5):
-                got = forced(checkpoint, isa, form, threads).forward(ids, types, np.array(lengths, np.int32), 2)
-                np.testing.assert_array_equal(got, expected, err_msg=f"{isa}, {FORMS[form]}, {threads} threads")
+                said = f"{isa}, {FORMS[form]}, {threads} threads"
+                encoder = forced(checkpoint, isa, form, threads)
+                got = encoder.forward(ids, types, np.array(lengths, np.int32), 2)
+                np.testing.assert_array_equal(got, expected, err_msg=said)
+                got = encoder.forward(ids, types, np.array(lengths, np.int32), 1)
+                np.testing.assert_array_equal(got, expected[firsts(lengths)], err_msg=said)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_first_tokens_alone_are_those_of_all(tmp_path: Path, threads: int) -> None:
+    """The last layer is computed for first tokens only: of many sequences, whose tiles are several, and of few."""
+    engine = Engine(checkpoint_of(tmp_path, tiny.bert_config(), (1, 4)), threads=threads)
+    for lengths in ([1 + 7 * n % 40 for n in range(150)], LENGTHS, [64], [1]):
+        ids, types, _ = tiny.ragged(lengths)
+        alone, hidden = engine.first_tokens(ids, types, lengths), engine.hidden(ids, types, lengths)
+        np.testing.assert_array_equal(alone, hidden[firsts(lengths)])
 
 
 def test_scores_past_all_bounds(tmp_path: Path) -> None:
