@@ -48,7 +48,7 @@ class Peer:
         done = [self._engine.forward(i[None], t[None], n)[0] for (i, t), n in zip(windows, padded, strict=True)]
         return np.concatenate(done)
 
-    def first_tokens(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    def class_logits(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
         raise AssertionError("not asked for")
 
 

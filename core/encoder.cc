@@ -2,13 +2,14 @@
 // rest of a sequence's last vector. Each thread has a run of vectors and carries them through all layers in tiles of up to
 // kMaxVectors; threads meet once a layer, when all keys and values are there. A thread that is done takes tiles of one that
 // is slower, or has lost its core. Of what does not fill whole tiles for all threads, the last tile is shared: each thread
-// takes some of the heads and rows of every product. Where only first tokens are asked for, the last layer computes the keys
-// and values of all tokens, and the rest of the first ones alone: vectors of 16 sequences, in shared tiles.
+// takes some of the heads and rows of every product. A classifier reads first tokens alone: its last layer computes the keys
+// and values of all, and the rest for vectors of 16 first tokens, in shared tiles.
 #include "encoder.h"
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -125,8 +126,7 @@ class Pass {
  public:
   Pass(const Encoder& encoder, const int32_t* ids, const int32_t* types, const int32_t* lengths, int batch, int threads,
        Arena& arena, const Encoder::Outputs& outputs)
-      : e_(encoder), k_(*encoder.kernels), ids_(ids), types_(types), outputs_(outputs), barrier_(threads), threads_(threads),
-        only_first_(outputs.first && !outputs.span && !outputs.hidden) {
+      : e_(encoder), k_(*encoder.kernels), ids_(ids), types_(types), outputs_(outputs), barrier_(threads), threads_(threads) {
     int token = 0;
     for (int s = 0; s < batch; ++s) {
       sequences_.push_back({static_cast<int>(vectors_.size()), token, lengths[s]});
@@ -149,7 +149,8 @@ class Pass {
       piece = std::max(piece, pieces(layer.ffn).size);
     }
     const int columns = std::max(e_.width, e_.max_heads * e_.head_size);
-    const int together = only_first_ ? kMaxVectors : shared_.vectors;  // of a shared tile, at most
+    if (outputs.classes) first_ = arena.take<float>(static_cast<size_t>(batch) * e_.width);
+    const int together = first_ ? kMaxVectors : shared_.vectors;  // of a shared tile, at most
     if (together) {
       shared_rows_ = arena.take<float>(static_cast<size_t>(std::max(columns, ffn)) * kMaxVectors * kLanes);
       shared_result_ = arena.take<float>(static_cast<size_t>(e_.width) * kMaxVectors * kLanes);
@@ -175,7 +176,7 @@ class Pass {
       // Two sets of keys and values take turns: a thread may fill the next layer's while another still reads this one's.
       const Heads &keys = keys_[i % 2], &values = values_[i % 2];
       const Range heads = share(layer.heads, 1, thread);
-      const bool last = only_first_ && i == layers - 1;
+      const bool last = first_ && i == layers - 1;
       const Range which = last ? kKeysValues : kQueriesKeysValues;
       for (int t; (t = take(2 * i, thread)) >= 0;) {
         if (i == 0) embed(tiles_[t], x(t));
@@ -186,7 +187,7 @@ class Pass {
       if (shared_.vectors) project(layer, which, shared_, heads, s.shared_x, keys, values, s);
       if (shared_.vectors && last && thread == 0) write(shared_, s.shared_x);
       meet();
-      if (last) return finish_first(layer, thread, keys, values, s);
+      if (last) return classify(layer, thread, keys, values, s);
       for (int t; (t = take(2 * i + 1, thread)) >= 0;) {
         const Tile& tile = tiles_[t];
         attend(tile, {0, layer.heads}, keys, values, s, s.rows);
@@ -256,15 +257,15 @@ class Pass {
     return {at(thread), at(thread + 1)};
   }
 
-  // The rest of the last layer for first tokens alone, whose states before it stand in the output.
-  void finish_first(const Layer& layer, int thread, const Heads& keys, const Heads& values, const Scratch& s) {
+  // The rest of the last layer for first tokens alone, whose states before it were kept, and the logits of their classes.
+  void classify(const Layer& layer, int thread, const Heads& keys, const Heads& values, const Scratch& s) {
     const int d = e_.head_size, D = e_.width, batch = static_cast<int>(sequences_.size());
     const int vectors = (batch + kLanes - 1) / kLanes;
-    const Range heads = share(layer.heads, 1, thread);
+    const Range heads = share(layer.heads, 1, thread), dims = share(D, 1, thread), classes = share(e_.classes.rows(), 1, thread);
     for (Tile tile = {0, 0}; tile.first < vectors; tile.first += tile.vectors) {
       tile.vectors = std::min(kMaxVectors, vectors - tile.first);
       const int stride = tile.vectors * kLanes, first = tile.first * kLanes, count = std::min(stride, batch - first);
-      float* states = outputs_.first + static_cast<size_t>(first) * D;
+      const float* states = first_ + static_cast<size_t>(first) * D;
       for (int f = 0; f < D; ++f)
         for (int n = 0; n < stride; ++n)
           s.shared_x[static_cast<size_t>(f) * stride + n] = n < count ? states[static_cast<size_t>(n) * D + f] : 0.0f;
@@ -282,12 +283,26 @@ class Pass {
       }
       lap(kAttention);
       finish_shared(layer, thread, tile.vectors, s.shared_x, s);
-      if (thread == 0)
-        for (int f = 0; f < D; ++f)
-          for (int n = 0; n < count; ++n)
-            states[static_cast<size_t>(n) * D + f] = s.shared_x[static_cast<size_t>(f) * stride + n];
+      float* pooled = shared_rows_ + dims.begin * stride;
+      linear(e_.pooler, dims, s.shared_x, tile.vectors, pooled);
+      for (int i = 0; i < (dims.end - dims.begin) * stride; ++i)
+        pooled[i] = e_.pooler_is_tanh ? std::tanh(pooled[i]) : std::max(pooled[i], 0.0f);
       lap(kEmbeddings);
+      meet();
+      for (int c = classes.begin; c < classes.end; ++c) {
+        linear(e_.classes, {c, c + 1}, shared_rows_, tile.vectors, s.result);
+        for (int n = 0; n < count; ++n)
+          outputs_.classes[static_cast<size_t>(first + n) * e_.classes.bias.size() + static_cast<size_t>(c)] = s.result[n];
+      }
+      lap(kEmbeddings);
+      meet();  // before the next tile's rows overwrite these
     }
+  }
+
+  // Some rows of a head, out [rows][V][16].
+  void linear(const Linear& head, Range rows, const float* x, int vectors, float* out) const {
+    k_.linear(head.weight.data() + static_cast<size_t>(rows.begin) * e_.width, head.bias.data() + rows.begin,
+              rows.end - rows.begin, e_.width, x, vectors, out);
   }
 
   // The rest of a layer for a shared tile of V vectors, once all heads are in shared_rows_: the same sums in the same order as
@@ -451,6 +466,8 @@ class Pass {
 
   void write(const Tile& tile, const float* x) const {
     const int D = e_.width, stride = tile.vectors * kLanes;
+    float spans[2 * kMaxVectors * kLanes];
+    if (outputs_.span) linear(e_.span, {0, 2}, x, tile.vectors, spans);
     for (int v = 0; v < tile.vectors; ++v) {
       const Vector& at = vectors_[static_cast<size_t>(tile.first + v)];
       const size_t token = static_cast<size_t>(sequences_[static_cast<size_t>(at.sequence)].first_token + at.first);
@@ -459,19 +476,13 @@ class Pass {
         for (int f = 0; f < D; ++f)
           for (int lane = 0; lane < at.count; ++lane)
             outputs_.hidden[(token + static_cast<size_t>(lane)) * D + f] = in[static_cast<size_t>(f) * stride + lane];
-      if (outputs_.first && at.first == 0)
+      if (first_ && at.first == 0)
         for (int f = 0; f < D; ++f)
-          outputs_.first[static_cast<size_t>(at.sequence) * D + f] = in[static_cast<size_t>(f) * stride];
+          first_[static_cast<size_t>(at.sequence) * D + f] = in[static_cast<size_t>(f) * stride];
       if (outputs_.span)
-        for (int which = 0; which < 2; ++which) {
-          float sum[kLanes];
-          std::fill(sum, sum + kLanes, e_.span_bias[static_cast<size_t>(which)]);
-          const float* weight = e_.span_weight.data() + static_cast<size_t>(which) * D;
-          for (int f = 0; f < D; ++f)
-            for (int lane = 0; lane < kLanes; ++lane) sum[lane] += weight[f] * in[static_cast<size_t>(f) * stride + lane];
+        for (int which = 0; which < 2; ++which)
           for (int lane = 0; lane < at.count; ++lane)
-            outputs_.span[(token + static_cast<size_t>(lane)) * 2 + which] = sum[lane];
-        }
+            outputs_.span[(token + static_cast<size_t>(lane)) * 2 + which] = spans[which * stride + v * kLanes + lane];
     }
   }
 
@@ -482,7 +493,6 @@ class Pass {
   const Encoder::Outputs outputs_;
   Barrier barrier_;
   const int threads_;
-  const bool only_first_;
   int longest_ = 0;
   Tile shared_ = {0, 0};
   std::vector<Vector> vectors_;
@@ -497,6 +507,7 @@ class Pass {
   float* shared_rows_ = nullptr;              // of a shared tile [widest of heads and FFN][V][16]
   float* shared_result_ = nullptr;            // [D][V][16]
   ByteTile shared_inner_;                     // of the FFN
+  float* first_ = nullptr;                    // of a classifier [B][D]: first tokens before the last layer
 };
 
 }  // namespace

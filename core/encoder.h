@@ -24,13 +24,15 @@ struct Encoder {
   Table token, position, token_type;  // token_type.values is null in families without
   Norm embedding_norm;
   std::vector<Layer> layers;
-  std::vector<float> span_weight, span_bias;  // [2][D], [2]; empty without a question-answering head
+  Linear span;                   // [2, D]; empty without a question-answering head
+  Linear pooler, classes;        // [D, D], [classes, D]; empty without a classification head
+  bool pooler_is_tanh = true;    // or ReLU, in DistilBERT
 
-  // What to compute; each may be null. Tokens of all sequences stand one after another, T in all.
+  // What to compute: one of the three, or none. Tokens of all sequences stand one after another, T in all.
   struct Outputs {
-    float* span = nullptr;    // [T][2] start and end logits
-    float* first = nullptr;   // [B][D] hidden state of each sequence's first token; alone, the last layer costs little
-    float* hidden = nullptr;  // [T][D] all hidden states
+    float* span = nullptr;      // [T][2] start and end logits
+    float* classes = nullptr;   // [B][classes] class logits, from each sequence's first token
+    float* hidden = nullptr;    // [T][D] all hidden states
     double* seconds = nullptr;  // [threads][kParts] time spent; asking for it costs about 1 %
   };
 

@@ -84,6 +84,9 @@ struct Kernels {
   // x = normalise(x + y) * weight + bias over the rows of each lane; y may be null. eps < 0: the affine map alone.
   void (*add_norm)(float* x, const float* y, int rows, int vectors, const float* weight, const float* bias, float eps);
 
+  // out [rows][V][16] = weight [rows][columns] x + bias, in float: the heads of tasks. x [columns][V][16]
+  void (*linear)(const float* weight, const float* bias, int rows, int columns, const float* x, int vectors, float* out);
+
   // One head of 16 tokens, x [d] rows of `stride` floats apart: per token scale = max(|x|, kSmallest) / 127, s8 values.
   // keys: [d/4][16][4] with `sum` of each token's values; values: [d][16].
   void (*quantize_key)(const float* x, int stride, int d, int8_t* q, float* scale, int32_t* sum);

@@ -132,18 +132,29 @@ class PyEncoder {
 
   void set_span(Array<float, 2> weight, Array<float, 1> bias) {
     require(weight.shape(0) == 2 && weight.shape(1) == static_cast<size_t>(e_.width) && bias.shape(0) == 2, "span shape");
-    e_.span_weight.assign(weight.data(), weight.data() + weight.size());
-    e_.span_bias = floats(bias);
+    e_.span = linear(weight, bias);
   }
 
-  // what: 0 span logits [T, 2], 1 first tokens [B, D], 2 hidden states [T, D].
+  void set_classes(Array<float, 2> pooler_weight, Array<float, 1> pooler_bias, bool tanh, Array<float, 2> weight,
+                   Array<float, 1> bias) {
+    const size_t width = static_cast<size_t>(e_.width);
+    require(pooler_weight.shape(0) == width && pooler_weight.shape(1) == width && pooler_bias.shape(0) == width,
+            "pooler shape");
+    require(weight.shape(0) > 0 && weight.shape(0) == bias.shape(0) && weight.shape(1) == width, "classes shape");
+    e_.pooler = linear(pooler_weight, pooler_bias);
+    e_.pooler_is_tanh = tanh;
+    e_.classes = linear(weight, bias);
+  }
+
+  // what: 0 span logits [T, 2], 1 class logits [B, classes], 2 hidden states [T, D].
   nb::object forward(Array<int32_t, 1> ids, Array<int32_t, 1> types, Array<int32_t, 1> lengths, int what) {
-    require(what != 0 || !e_.span_weight.empty(), "no span head");
+    require(what != 0 || e_.span.rows(), "no span head");
+    require(what != 1 || (e_.classes.rows() && !e_.layers.empty()), "no classification head, or no layers");
     const size_t rows = what == 1 ? lengths.shape(0) : ids.shape(0);
-    const size_t columns = what == 0 ? 2 : static_cast<size_t>(e_.width);
+    const size_t columns = what == 0 ? 2 : what == 1 ? e_.classes.bias.size() : static_cast<size_t>(e_.width);
     std::unique_ptr<float[]> memory(new float[rows * columns + 1]);
     Encoder::Outputs outputs;
-    (what == 0 ? outputs.span : what == 1 ? outputs.first : outputs.hidden) = memory.get();
+    (what == 0 ? outputs.span : what == 1 ? outputs.classes : outputs.hidden) = memory.get();
     run(ids, types, lengths, outputs);
     float* data = memory.release();
     nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
@@ -186,6 +197,10 @@ class PyEncoder {
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(mutex_);
     e_.forward(ids.data(), types.data(), lengths.data(), static_cast<int>(lengths.shape(0)), *pool_, arena_, outputs);
+  }
+
+  static Linear linear(const Array<float, 2>& weight, const Array<float, 1>& bias) {
+    return {std::vector<float>(weight.data(), weight.data() + weight.size()), floats(bias)};
   }
 
   Norm norm(const Array<float, 1>& weight, const Array<float, 1>& bias) const {
@@ -246,6 +261,8 @@ NB_MODULE(_core, m) {
            "attention_norm_bias"_a.noconvert(), "ffn_norm_weight"_a.noconvert(), "ffn_norm_bias"_a.noconvert(),
            "form"_a = -1)
       .def("set_span", &PyEncoder::set_span, "weight"_a.noconvert(), "bias"_a.noconvert())
+      .def("set_classes", &PyEncoder::set_classes, "pooler_weight"_a.noconvert(), "pooler_bias"_a.noconvert(), "tanh"_a,
+           "weight"_a.noconvert(), "bias"_a.noconvert())
       .def("forward", &PyEncoder::forward, "ids"_a.noconvert(), "types"_a.noconvert(), "lengths"_a.noconvert(), "what"_a = 0)
       .def("profile", &PyEncoder::profile, "ids"_a.noconvert(), "types"_a.noconvert(), "lengths"_a.noconvert())
       .def_prop_ro("isa", &PyEncoder::isa)

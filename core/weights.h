@@ -73,6 +73,12 @@ struct Norm {
   std::vector<float> weight, bias;
 };
 
+// A head, in float: they are small.
+struct Linear {
+  std::vector<float> weight, bias;  // [N][K], [N]
+  int rows() const { return static_cast<int>(bias.size()); }
+};
+
 struct Layer {
   Matrix query, key, value, output, ffn_in, ffn_out;
   Norm attention_norm, ffn_norm;

@@ -32,9 +32,9 @@ class Slow:
         self.kinds.append("span")
         return np.stack([ids, types], axis=1).astype(np.float32)
 
-    def first_tokens(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    def class_logits(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
         self.passes.append(list(lengths))
-        self.kinds.append("first")
+        self.kinds.append("classes")
         return ids[np.cumsum([0, *lengths[:-1]])].astype(np.float32)[:, None]
 
 
@@ -200,8 +200,8 @@ def test_kinds_are_not_mixed() -> None:
     with ThreadPoolExecutor(8) as pool:
         ids = np.arange(6, dtype=np.int32)
         spans = [pool.submit(batcher.span_logits, ids, ids, [2, 4]) for _ in range(4)]
-        firsts = [pool.submit(batcher.first_tokens, ids, ids, [2, 4]) for _ in range(4)]
+        firsts = [pool.submit(batcher.class_logits, ids, ids, [2, 4]) for _ in range(4)]
         assert all(f.result().shape == (6, 2) for f in spans)
         assert all(f.result()[:, 0].tolist() == [0, 2] for f in firsts)
-    assert set(runtime.kinds) == {"span", "first"}
+    assert set(runtime.kinds) == {"span", "classes"}
     batcher.close()

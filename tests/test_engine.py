@@ -21,10 +21,12 @@ from thinbert.model.config import ACTIVATIONS
 from thinbert.model.families import FAMILIES
 from thinbert.model.pack import pack
 from thinbert.model.quantize import quantize_rows
+from thinbert.model.reference import class_logits
 from thinbert.runtime import engine as engine_module
 from thinbert.runtime.engine import COSTS_FILE, FORMS, Engine, choose_isa, choose_threads, costs, usable_cores
 
 ISAS = [name for name, _, built, supported in instruction_sets() if built and supported]
+LABELS = {"id2label": {"0": "no", "1": "maybe", "2": "yes"}}
 LENGTHS = [9, 1, 23, 64, 16, 17, 48]
 
 
@@ -92,12 +94,11 @@ def forced(checkpoint: Checkpoint, isa: str, form: int, threads: int) -> Encoder
         parts = [part for n in norms for part in (n.weight, n.bias)]
         given = encoder.add_layer(config.heads[i], config.ffn[i], matrices, *parts, form)
         assert given == [form] * 6
+    random = np.random.RandomState(5)
+    shapes = ((config.width, config.width), (config.width,), (3, config.width), (3,))
+    head = [random.standard_normal(shape).astype(np.float32) for shape in shapes]
+    encoder.set_classes(head[0], head[1], True, head[2], head[3])
     return encoder
-
-
-def firsts(lengths: list[int]) -> list[int]:
-    """Where each sequence's first token stands among all."""
-    return [sum(lengths[:i]) for i in range(len(lengths))]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -108,7 +109,10 @@ def test_bit_equal_on_every_instruction_set_form_and_thread_count(tmp_path: Path
     # 14 vectors: own tiles for two threads, two vectors shared by three; 3 vectors: shared by all
     inputs = [tiny.ragged(lengths) for lengths in (LENGTHS, [41])]
     plain = forced(checkpoint, "generic", 0, 1)
-    expected = [plain.forward(ids, types, np.array(lengths, np.int32), 2) for ids, types, lengths in inputs]
+    expected = [
+        [plain.forward(ids, types, np.array(lengths, np.int32), what) for what in (1, 2)]
+        for ids, types, lengths in inputs
+    ]
     assert "generic" in ISAS
     for isa in ISAS:
         for form in range(len(FORMS)):
@@ -116,11 +120,10 @@ def test_bit_equal_on_every_instruction_set_form_and_thread_count(tmp_path: Path
                 encoder = forced(checkpoint, isa, form, threads)
                 assert (encoder.isa, encoder.threads) == (isa, threads)
                 for (ids, types, lengths), right in zip(inputs, expected, strict=True):
-                    said = f"{isa}, {FORMS[form]}, {threads} threads"
-                    got = encoder.forward(ids, types, np.array(lengths, np.int32), 2)
-                    np.testing.assert_array_equal(got, right, err_msg=said)
-                    got = encoder.forward(ids, types, np.array(lengths, np.int32), 1)
-                    np.testing.assert_array_equal(got, right[firsts(lengths)], err_msg=said)
+                    for what in (1, 2):
+                        got = encoder.forward(ids, types, np.array(lengths, np.int32), what)
+                        said = f"{isa}, {FORMS[form]}, {threads} threads, {what}"
+                        np.testing.assert_array_equal(got, right[what - 1], err_msg=said)
 
 
 def test_bit_equal_with_odd_layers(tmp_path: Path) -> None:
@@ -136,7 +139,8 @@ def test_bit_equal_with_odd_layers(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(tmp_path / "packed")
     assert (checkpoint.config.heads, checkpoint.config.ffn) == ((0, 26, 2), (96, 0, 96))
     ids, types, lengths = tiny.ragged([3, 30])
-    expected = forced(checkpoint, "generic", 0, 1).forward(ids, types, np.array(lengths, np.int32), 2)
+    plain = forced(checkpoint, "generic", 0, 1)
+    expected, classes = (plain.forward(ids, types, np.array(lengths, np.int32), what) for what in (2, 1))
     exact = Reference(checkpoint).hidden(ids, types, lengths)
     assert np.abs(expected - exact).mean() < 2e-2 * np.abs(exact).max()
     for isa in ISAS:
@@ -147,17 +151,27 @@ def test_bit_equal_with_odd_layers(tmp_path: Path) -> None:
                 got = encoder.forward(ids, types, np.array(lengths, np.int32), 2)
                 np.testing.assert_array_equal(got, expected, err_msg=said)
                 got = encoder.forward(ids, types, np.array(lengths, np.int32), 1)
-                np.testing.assert_array_equal(got, expected[firsts(lengths)], err_msg=said)
+                np.testing.assert_array_equal(got, classes, err_msg=said)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_first_tokens_alone_are_those_of_all(tmp_path: Path, threads: int) -> None:
-    """The last layer is computed for first tokens only: of many sequences, whose tiles are several, and of few."""
-    engine = Engine(checkpoint_of(tmp_path, tiny.bert_config(), (1, 4)), threads=threads)
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_classes_are_those_of_first_tokens(tmp_path: Path, family: str, threads: int) -> None:
+    """The engine computes the last layer for first tokens only; its twin for all: of many sequences, whose tiles are
+    several, and of few."""
+    config = tiny.bert_config(**LABELS) if family == "bert" else tiny.distilbert_config(**LABELS)
+    make = tiny.bert_tensors if family == "bert" else tiny.distilbert_tensors
+    checkpoint = read_checkpoint(tiny.write_model(tmp_path / "m", config, make(config, head="classify")))
+    head = checkpoint.classify()
+    assert head is not None
+    engine = Engine(checkpoint, threads=threads)
     for lengths in ([1 + 7 * n % 40 for n in range(150)], LENGTHS, [64], [1]):
-        ids, types, _ = tiny.ragged(lengths)
-        alone, hidden = engine.first_tokens(ids, types, lengths), engine.hidden(ids, types, lengths)
-        np.testing.assert_array_equal(alone, hidden[firsts(lengths)])
+        ids, types, _ = tiny.ragged(lengths, token_types=family == "bert")
+        firsts = engine.hidden(ids, types, lengths)[np.cumsum([0, *lengths[:-1]])]
+        expected = class_logits(head, firsts)
+        got = engine.class_logits(ids, types, lengths)
+        assert got.shape == expected.shape == (len(lengths), len(head.out.bias))
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_scores_past_all_bounds(tmp_path: Path) -> None:
@@ -193,27 +207,34 @@ def test_scales_of_queries_and_keys_cancel(tmp_path: Path, power: int) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_what_overflows_is_never_a_number(tmp_path: Path, activation: str) -> None:
     """One token spoils all that attend to it, as in float arithmetic, and no other sequence."""
-    config = tiny.bert_config(hidden_act=activation)
-    tensors = tiny.bert_tensors(config)
+    config = tiny.bert_config(hidden_act=activation, **LABELS)
+    tensors = tiny.bert_tensors(config, head="classify")
     ids, types, lengths = tiny.ragged([20, 3])
     tensors["bert.embeddings.position_embeddings.weight"][3] = 3e38
     checkpoint = read_checkpoint(tiny.write_model(tmp_path / "m", config, tensors))
-    assert np.isnan(Reference(checkpoint).first_tokens(ids, types, lengths)).any(axis=1).tolist() == [True, False]
-    for isa in ISAS:
-        first = Engine(checkpoint, isa=isa).first_tokens(ids, types, lengths)
-        assert np.isnan(first).any(axis=1).tolist() == [True, False], isa
+    for runtime in (Reference(checkpoint), *(Engine(checkpoint, isa=isa) for isa in ISAS)):
+        tokens = np.isnan(runtime.hidden(ids, types, lengths)).any(axis=1)
+        assert tokens.tolist() == [True] * 20 + [False] * 3
+        classes = runtime.class_logits(ids, types, lengths)
+        assert np.isnan(classes).any(axis=1).tolist() == [True, False]
 
 
 def test_very_many_short_sequences(tmp_path: Path) -> None:
     """More vectors than the square root of what an int holds."""
     config = tiny.bert_config(
-        hidden_size=32, num_attention_heads=1, intermediate_size=32, num_hidden_layers=1, max_position_embeddings=8
+        hidden_size=32,
+        num_attention_heads=1,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        max_position_embeddings=8,
+        **LABELS,
     )
-    checkpoint = checkpoint_of(tmp_path, config)
+    checkpoint = read_checkpoint(tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config, head="classify")))
     ids, types, lengths = tiny.ragged([1] * 100_000)
-    first = Engine(checkpoint, threads=1).first_tokens(ids, types, lengths)
-    again = Engine(checkpoint, threads=1).first_tokens(ids[-100:], types[-100:], lengths[-100:])
-    np.testing.assert_array_equal(first[-100:], again)
+    engine = Engine(checkpoint, threads=1)
+    for compute in (engine.hidden, engine.class_logits):
+        again = compute(ids[-100:], types[-100:], lengths[-100:])
+        np.testing.assert_array_equal(compute(ids, types, lengths)[-100:], again)
 
 
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer takes all addresses")

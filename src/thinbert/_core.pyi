@@ -67,10 +67,20 @@ class Encoder:
         cheapest unless one is forced."""
 
     def set_span(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None: ...
+    def set_classes(
+        self,
+        pooler_weight: NDArray[np.float32],
+        pooler_bias: NDArray[np.float32],
+        tanh: bool,
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32],
+    ) -> None:
+        """The pooler [D, D] with its activation, tanh or ReLU, and the classes [classes, D]."""
+
     def forward(
         self, ids: NDArray[np.int32], types: NDArray[np.int32], lengths: NDArray[np.int32], what: int = 0
     ) -> NDArray[np.float32]:
-        """What: 0 span logits [T, 2], 1 hidden state of each first token [B, D], 2 hidden states [T, D]."""
+        """What: 0 span logits [T, 2], 1 class logits [B, classes], 2 hidden states [T, D]."""
 
     def profile(self, ids: NDArray[np.int32], types: NDArray[np.int32], lengths: NDArray[np.int32]) -> dict[str, float]:
         """Seconds of one pass by part, the mean of all threads."""

@@ -14,6 +14,7 @@ from thinbert.model.checkpoint import DEFAULT_MODEL, Checkpoint, read_checkpoint
 from thinbert.model.config import EncoderConfig
 from thinbert.model.tokenizer import Tokenizer, Tokens, read_tokenizer
 from thinbert.model.weights import Array, Ints
+from thinbert.runtime.ahead import in_batches
 from thinbert.runtime.cache import packed
 from thinbert.runtime.engine import Engine
 from thinbert.tasks import qa
@@ -63,7 +64,7 @@ class Runtime(Protocol):
     """What computes: the native engine, or the reference. Arguments as in Model.forward."""
 
     def span_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array: ...
-    def first_tokens(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array: ...
+    def class_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array: ...
 
 
 class Reference:
@@ -84,9 +85,12 @@ class Reference:
         assert self._weights.span is not None
         return reference.span_logits(self._weights.span, self.hidden(token_ids, token_types, lengths))
 
-    def first_tokens(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+    def class_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        assert self._weights.classify is not None
         hidden = self.hidden(token_ids, token_types, lengths)
-        return np.ascontiguousarray(hidden[np.cumsum([0, *lengths[:-1]])])
+        with np.errstate(all="ignore"):
+            logits: Array = reference.class_logits(self._weights.classify, hidden[np.cumsum([0, *lengths[:-1]])])
+        return logits
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,6 @@ class Model:
         self.config: EncoderConfig = checkpoint.config
         self.tokenizer = tokenizer
         self.runtime = runtime
-        self._classify = checkpoint.classify()
         # what it is, without its weights: the runtime has those that it needs
         self._checkpoint = replace(checkpoint, tensors={}, ignored=dict.fromkeys(checkpoint.ignored, np.zeros(0)))
 
@@ -141,11 +144,7 @@ class Model:
     def classify(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         """Class logits [B, classes] of ragged sequences, arguments as in `forward`."""
         self.require_class_head()
-        assert self._classify is not None
-        hidden = self.runtime.first_tokens(*self._checked(token_ids, token_types, lengths))
-        with np.errstate(all="ignore"):  # what is not finite is reported next
-            logits = reference.class_logits(self._classify, hidden)
-        return self._finite(logits)
+        return self._finite(self.runtime.class_logits(*self._checked(token_ids, token_types, lengths)))
 
     def answer(self, question: str, context: str) -> Answer | None:
         """The answer to one question in one text, or None where the model says there is none."""
@@ -259,29 +258,23 @@ class Model:
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Array]]:
         """Each job with the logits [L, 2] of its window, in order, a bounded number of tokens at a time."""
-        batch: list[Job] = []
-        tokens = 0
-        for job in jobs:
-            length = len(job.window.ids) if job.window else _ANNOUNCEMENT
-            if batch and tokens + length > _TOKENS_IN_FLIGHT:
-                yield from self._run_batch(batch)
-                batch, tokens = [], 0
-            batch.append(job)
-            tokens += length
-        if batch:
-            yield from self._run_batch(batch)
 
-    def _run_batch(self, batch: list[Job]) -> Iterator[tuple[Job, Array]]:
+        def tokens(job: Job) -> int:
+            return len(job.window.ids) if job.window else _ANNOUNCEMENT
+
+        for batch, logits in in_batches(jobs, self._logits, size=tokens, limit=_TOKENS_IN_FLIGHT):
+            at = 0
+            for job in batch:
+                length = len(job.window.ids) if job.window else 0
+                yield job, logits[at : at + length]
+                at += length
+
+    def _logits(self, batch: list[Job]) -> Array:
         windows = [job.window for job in batch if job.window]
-        logits = _NO_LOGITS
-        if windows:
-            ids, types = np.concatenate([w.ids for w in windows]), np.concatenate([w.types for w in windows])
-            logits = self._finite(self.forward(ids, types, [len(w.ids) for w in windows]))
-        at = 0
-        for job in batch:
-            length = len(job.window.ids) if job.window else 0
-            yield job, logits[at : at + length]
-            at += length
+        if not windows:
+            return _NO_LOGITS
+        ids, types = np.concatenate([w.ids for w in windows]), np.concatenate([w.types for w in windows])
+        return self._finite(self.forward(ids, types, [len(w.ids) for w in windows]))
 
     def _checked(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> tuple[Ints, Ints, Sequence[int]]:
         """The arguments of `forward`, as the runtimes take them."""

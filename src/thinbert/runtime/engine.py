@@ -28,7 +28,7 @@ COSTS_FILE = "costs.json"  # in the cache folder: processor and instruction set 
 FORMS = ("dense", "4x4", "1x4")  # by the numbers of core/weights.h
 
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-_SPAN, _FIRST, _HIDDEN = 0, 1, 2  # what core/python.cc is asked for
+_SPAN, _CLASSES, _HIDDEN = 0, 1, 2  # what core/python.cc is asked for
 
 
 def choose_isa(name: str | None = None) -> str:
@@ -175,15 +175,19 @@ class Engine:
         span = checkpoint.span()
         if span is not None:
             self._core.set_span(span.weight, span.bias)
+        head = checkpoint.classify()
+        if head is not None:
+            pooler, out = head.hidden, head.out
+            self._core.set_classes(pooler.weight, pooler.bias, head.activation == "tanh", out.weight, out.bias)
         checkpoint.release()  # the engine has its own copy of the layers
 
     def span_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         """Start and end logits [T, 2] of ragged sequences."""
         return self._run(token_ids, token_types, lengths, _SPAN)
 
-    def first_tokens(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
-        """Hidden states [B, D] of each sequence's first token."""
-        return self._run(token_ids, token_types, lengths, _FIRST)
+    def class_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        """Class logits [B, classes] of ragged sequences."""
+        return self._run(token_ids, token_types, lengths, _CLASSES)
 
     def hidden(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         """Hidden states [T, D] after the last layer."""

@@ -84,8 +84,8 @@ class Batcher:
     def span_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
         return self._compute("span_logits", token_ids, token_types, lengths)
 
-    def first_tokens(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
-        return self._compute("first_tokens", token_ids, token_types, lengths)
+    def class_logits(self, token_ids: Ints, token_types: Ints, lengths: Sequence[int]) -> Array:
+        return self._compute("class_logits", token_ids, token_types, lengths)
 
     @property
     def idle(self) -> bool:

@@ -10,6 +10,7 @@ from thinbert.api import Model
 from thinbert.errors import InputError
 from thinbert.model.tokenizer import Tokenizer, Tokens
 from thinbert.model.weights import Array, Ints
+from thinbert.runtime.ahead import in_batches
 from thinbert.tasks import glue
 
 _log = logging.getLogger("thinbert")
@@ -52,22 +53,14 @@ def _fitting(lengths: list[int], room: int) -> list[int]:
 def logits(model: Model, texts: Iterable[tuple[str, str | None]], *, max_length: int | None = None) -> Iterator[Array]:
     """Class logits [classes] of each text or pair, in order, a bounded number at a time."""
     limit = min(max_length or MAX_LENGTH, model.config.positions)
-    batch: list[tuple[Ints, Ints]] = []
-    tokens = 0
-    for text, pair in texts:
-        ids, types = encode(model.tokenizer, text, pair, max_length=limit)
-        if batch and tokens + len(ids) > _IN_FLIGHT:
-            yield from _classify(model, batch)
-            batch, tokens = [], 0
-        batch.append((ids, types))
-        tokens += len(ids)
-    if batch:
-        yield from _classify(model, batch)
+    encoded = (encode(model.tokenizer, text, pair, max_length=limit) for text, pair in texts)
 
+    def compute(batch: list[tuple[Ints, Ints]]) -> Array:
+        ids, types = (np.concatenate(column) for column in zip(*batch, strict=True))
+        return model.classify(ids, types, [len(one) for one, _ in batch])
 
-def _classify(model: Model, batch: list[tuple[Ints, Ints]]) -> Iterator[Array]:
-    ids, types = (np.concatenate(column) for column in zip(*batch, strict=True))
-    yield from model.classify(ids, types, [len(one) for one, _ in batch])
+    for _, rows in in_batches(encoded, compute, size=lambda one: len(one[0]), limit=_IN_FLIGHT):
+        yield from rows
 
 
 def softmax(values: Array) -> NDArray[np.float64]:
