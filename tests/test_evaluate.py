@@ -284,7 +284,7 @@ def test_two_runs_do_not_share_a_folder(cli: Cli, tmp_path: Path, data: Path, ti
         for other in ((), ("--stride", 8)):
             r = cli("evaluate", tiny_folder, data, "--out", out, *other)
             assert r.code == 2
-            assert f"{out}: another evaluation is writing here" in r.err
+            assert f"{out}: another process is writing here" in r.err
     assert (out / "run.json").read_bytes() == described
 
 

@@ -597,9 +597,9 @@ def test_an_estimate_counts_what_teachers_take(data: Path, base: Path, tmp_path:
 def test_one_run_at_a_time_in_a_folder(data: Path, base: Path, tmp_path: Path) -> None:
     recipe = of_stages("pruning-comparison", base, ("teacher",))
     (tmp_path / "run").mkdir()
-    with run._locked(tmp_path / "run"), pytest.raises(InputError, match="another process works here"):
+    with run._locked(tmp_path / "run"), pytest.raises(InputError, match="another process is writing here"):
         run.run(place_of(recipe, data, tmp_path / "run"))
-    with run._locked(tmp_path / "run"), pytest.raises(InputError, match="another process works here"):
+    with run._locked(tmp_path / "run"), pytest.raises(InputError, match="another process is writing here"):
         run.estimate(place_of(recipe, data, tmp_path / "run"))
     run.run(place_of(recipe, data, tmp_path / "run"))
 

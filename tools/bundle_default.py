@@ -7,7 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from thinbert.model.checkpoint import find_model, read_checkpoint, read_json, write_atomic
+from thinbert.files import write_atomic
+from thinbert.model.checkpoint import find_model, read_checkpoint, read_json
 from thinbert.model.pack import pack
 
 

@@ -5,7 +5,6 @@ OUT.partial.json says what the run was: model, settings and input must be the sa
 """
 
 import csv
-import fcntl
 import functools
 import gzip
 import io
@@ -25,7 +24,7 @@ from thinbert.corpus.ask import Found
 from thinbert.corpus.pages import is_text
 from thinbert.corpus.readers import delimiter_of
 from thinbert.errors import InputError
-from thinbert.model.checkpoint import write_atomic
+from thinbert.files import lock, write_atomic
 from thinbert.tasks import classify
 from thinbert.tasks.qa import Reading
 from thinbert.tasks.squad import DAMAGED, open_packed, read_json_object
@@ -111,7 +110,7 @@ def run(
     what |= {"fields": vars(fields), "threshold": threshold, **(identity or {})}
     try:
         with partial.open("ab") as file:
-            _lock(file, partial)
+            lock(file, partial)
             counts["done"], counts["errors"] = _resume(partial, what, records)
             progress(counts["done"], total)
             try:
@@ -361,13 +360,6 @@ def _keep(file: IO[bytes]) -> None:
     """What was written is on the disk from here on."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def _lock(file: IO[bytes], partial: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{partial}: another run is writing here; wait for it, or give another output") from None
 
 
 def _resume(partial: Path, what: dict[str, Any], records: Iterator[Record]) -> tuple[int, int]:

@@ -483,7 +483,7 @@ def _evaluate_classes(
     model: "Model", task: str, data: Path, out: Path, limit: int | None, max_length: int | None, as_json: bool
 ) -> None:
     from thinbert.errors import InputError
-    from thinbert.model.checkpoint import write_atomic
+    from thinbert.files import write_atomic
     from thinbert.tasks import bootstrap, classify, glue
     from thinbert.tasks.evaluate import open_run
 

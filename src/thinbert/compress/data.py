@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thinbert.errors import InputError
-from thinbert.model.checkpoint import write_atomic
+from thinbert.files import write_atomic
 from thinbert.model.tokenizer import Tokenizer, Tokens
 from thinbert.tasks import qa
 from thinbert.tasks.classify import encode

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from thinbert.compress.encoder import Encoder, to_tensors
+from thinbert.files import write_atomic
 from thinbert.model.checkpoint import (
     Checkpoint,
     copy_files,
     read_checkpoint,
     read_json,
-    write_atomic,
     write_safetensors,
 )
 

@@ -9,7 +9,6 @@ OUT/scores.json          the scores of all stages, over seeds
 """
 
 import difflib
-import fcntl
 import json
 import math
 import platform
@@ -38,7 +37,8 @@ from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.text import sha256_of
 from thinbert.compress.train import Objective, Pruning, Settings, one_accelerator, prepare_process, time_steps, train
 from thinbert.errors import InputError
-from thinbert.model.checkpoint import TRAINING_FILE, Checkpoint, find_model, read_checkpoint, write_atomic
+from thinbert.files import lock, write_atomic
+from thinbert.model.checkpoint import TRAINING_FILE, Checkpoint, find_model, read_checkpoint
 from thinbert.model.config import EncoderConfig
 from thinbert.model.families import FAMILIES
 from thinbert.model.pack import pack
@@ -167,10 +167,7 @@ def _check_teachers(recipe: Recipe, stage: Stage, terms: Distil, there: Mapping[
 def _locked(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: another process works here; wait for it, or give another --out") from None
+        lock(file, out)
         yield
 
 

@@ -12,7 +12,8 @@ from thinbert.compress import data, pretrain, sources
 from thinbert.compress.encoder import Encoder
 from thinbert.compress.recipe import SPAN_TASKS, Place, Stage
 from thinbert.compress.text import spread
-from thinbert.model.checkpoint import Checkpoint, read_checkpoint, read_json, write_atomic
+from thinbert.files import write_atomic
+from thinbert.model.checkpoint import Checkpoint, read_checkpoint, read_json
 from thinbert.model.pack import pack
 from thinbert.model.tokenizer import Tokenizer
 from thinbert.tasks import calibration, classify, glue

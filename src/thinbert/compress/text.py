@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinbert.errors import InputError
-from thinbert.model.checkpoint import write_atomic
+from thinbert.files import write_atomic
 from thinbert.model.tokenizer import Tokenizer
 from thinbert.tasks.glue import sentences
 from thinbert.tasks.squad import DAMAGED, open_packed, read_squad

@@ -31,7 +31,7 @@ from thinbert.compress.masks import density, magnitude_masks, saliency
 from thinbert.compress.recipe import Report
 from thinbert.compress.schedule import PruneSchedule, linear_rate, rewinding_rate
 from thinbert.errors import Error, InputError
-from thinbert.model.checkpoint import leftovers, replacing, write_atomic
+from thinbert.files import leftovers, replacing, write_atomic
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # options of mallopt(3)
 CLIP = 1.0  # largest norm of all gradients together

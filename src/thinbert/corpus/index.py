@@ -37,7 +37,7 @@ from thinbert.corpus.documents import (
 )
 from thinbert.corpus.pages import Page, is_text, passages, unlike
 from thinbert.errors import InputError, StorageError
-from thinbert.model.checkpoint import write_atomic
+from thinbert.files import write_atomic
 
 _FORMAT = 3  # of the fields below; an index of another format is made anew by the user
 _HEAP = 64_000_000  # bytes that the writer fills before it writes a segment

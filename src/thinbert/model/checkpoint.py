@@ -10,19 +10,18 @@ import math
 import mmap
 import os
 import re
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from thinbert.errors import ModelError
+from thinbert.files import write_atomic
 from thinbert.model.blocks import ENDINGS, INDEX, START, Blocks, fault, to_blocks, to_dense
 from thinbert.model.config import EncoderConfig, parse_config
 from thinbert.model.dtypes import to_numpy, type_name, unknown, widen_bfloat16
@@ -44,7 +43,6 @@ _WEIGHT_FILES = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 TRAINING_FILE = "training.json"  # how a model came about, where thinbert made it
 
-_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what `replacing` calls files that are not whole yet
 _MOST_DIMENSIONS = 8
 _SWELLING, _SPARE = 64, 1 << 24  # values for a byte that is stored, and more
 _LISTED = 12  # tensors named in one error message before "and N more"
@@ -511,29 +509,3 @@ def copy_files(source: Path, out: Path, names: Iterable[str] = TOKENIZER_FILES) 
             write_atomic(out / name, (source / name).read_bytes())
         else:
             (out / name).unlink(missing_ok=True)
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """Files that `replacing` left there unfinished, where its process was killed."""
-    return [f for f in folder.iterdir() if _UNFINISHED.fullmatch(f.name)]
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` in one step; a crash leaves the old file or the new one, never a part."""
-    with replacing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of `path` in one step once it is whole; on an error it is dropped."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -9,16 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinbert.errors import ModelError
+from thinbert.files import leftovers, write_atomic
 from thinbert.model.blocks import INDEX, START, VALUES, to_blocks
 from thinbert.model.checkpoint import (
     TOKENIZER_FILES,
     TRAINING_FILE,
     Checkpoint,
     copy_files,
-    leftovers,
     read_checkpoint,
     read_json,
-    write_atomic,
     write_safetensors,
 )
 from thinbert.model.compact import Compacted, compact

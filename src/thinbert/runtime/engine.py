@@ -15,7 +15,8 @@ import numpy as np
 from thinbert import __version__
 from thinbert._core import Encoder, Matrix, cpu_features, instruction_sets, measure_costs
 from thinbert.errors import InputError, ModelError, quoted
-from thinbert.model.checkpoint import Checkpoint, write_atomic
+from thinbert.files import write_atomic
+from thinbert.model.checkpoint import Checkpoint
 from thinbert.model.config import ACTIVATIONS
 from thinbert.model.families import FAMILIES
 from thinbert.model.quantize import SCALE_SUFFIX, quantize_rows

@@ -18,7 +18,7 @@ from thinbert.corpus.index import BusyError, Corpus, File, Writer, absolute, id_
 from thinbert.corpus.pages import Page
 from thinbert.corpus.readers import READERS
 from thinbert.errors import CancelledError, InputError, StorageError
-from thinbert.model.checkpoint import write_atomic
+from thinbert.files import write_atomic
 from thinbert.serve.parse import parse_apart
 
 _log = logging.getLogger("thinbert.serve")

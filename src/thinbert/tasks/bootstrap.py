@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinbert.errors import InputError
-from thinbert.model.checkpoint import write_atomic
+from thinbert.files import write_atomic
 from thinbert.tasks.squad import read_json_object
 
 PER_QUESTION = "per_question.json"  # in an evaluation's folder

@@ -11,7 +11,6 @@ The folder it writes:
     metrics.json          the scores, with 95 % intervals of exact match and F1 (bootstrap over questions)
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -28,7 +27,7 @@ from thinbert import __version__
 from thinbert._core import cpu_features
 from thinbert.api import Model
 from thinbert.errors import InputError
-from thinbert.model.checkpoint import write_atomic
+from thinbert.files import lock, write_atomic
 from thinbert.tasks import bootstrap, metrics
 from thinbert.tasks.calibration import auroc
 from thinbert.tasks.qa import Reading
@@ -188,14 +187,11 @@ def open_run(out: Path, what: Mapping[str, Any], name: str) -> Iterator[None]:
             f.name != _LOCK and not f.name.endswith(".tmp") for f in out.iterdir()
         ):
             raise InputError(f"{out}: is not empty and holds no evaluation; give another --out")
-        lock = (out / _LOCK).open("ab")
+        file = (out / _LOCK).open("ab")
     except OSError as e:
         raise InputError(f"{out}: cannot be written: {e.strerror}") from e
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: another evaluation is writing here; wait for it, or give another --out") from None
+    with file:
+        lock(file, out)
         _enter(out, what, name)
         yield
 
