@@ -1,10 +1,11 @@
 """ONNX Runtime: the model exported by torch, float32 or with dynamically quantised int8 weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from padding import INPUTS, feed
+from padding import INPUTS, Row, feed, spans
 
 
 def export(model: str, work: Path) -> Path:
@@ -16,13 +17,15 @@ def export(model: str, work: Path) -> Path:
 
         work.mkdir(parents=True, exist_ok=True)
         example = (torch.zeros(1, 8, dtype=torch.long), torch.ones(1, 8, dtype=torch.long), torch.zeros(1, 8).long())
+        twin = load(model)
+        outputs = ("logits",) if "SequenceClassification" in type(twin).__name__ else ("start", "end")
         torch.onnx.export(
-            load(model),
+            twin,
             example,
             path,
             input_names=INPUTS,
-            output_names=("start", "end"),
-            dynamic_axes={n: {0: "batch", 1: "length"} for n in (*INPUTS, "start", "end")},
+            output_names=outputs,
+            dynamic_axes={n: {0: "batch", 1: "length"} for n in (*INPUTS, *outputs)},
             dynamo=False,
         )
     return path
@@ -46,8 +49,12 @@ class Engine:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
-        start, end = self._session.run(None, feed(ids, types, pad_to))
-        return np.stack([start, end], axis=2)[:, : ids.shape[1]]
+        given = feed(list(zip(ids, types, strict=True)), pad_to or ids.shape[1])
+        return spans(self._session.run(None, given))[:, : ids.shape[1]]
+
+    def classify(self, rows: Sequence[Row], length: int) -> np.ndarray:
+        logits: np.ndarray = self._session.run(None, feed(rows, length))[0]
+        return logits
 
     def describe(self) -> dict[str, Any]:
         import onnxruntime

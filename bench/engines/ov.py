@@ -5,11 +5,12 @@ floating point, which is faster still. One input at a time uses all threads; of 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from padding import INPUTS, feed
+from padding import INPUTS, Row, feed, spans
 
 CALIBRATION = (
     "calibration.json"  # [[ids, types], …] in a model's folder; random tokens where the weights are random too
@@ -37,7 +38,7 @@ def export(model: str, work: Path, precision: str) -> Path:
         samples = [(random.randint(0, 1000, 128), np.zeros(128)) for _ in range(10)]
         if (Path(model) / CALIBRATION).exists():
             samples = [(np.array(i), np.array(t)) for i, t in json.loads((Path(model) / CALIBRATION).read_text())]
-        data = nncf.Dataset([feed(ids[None], types[None]) for ids, types in samples])
+        data = nncf.Dataset([feed([(ids, types)], len(ids)) for ids, types in samples])
         made = nncf.quantize(whole, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples))
         openvino.save_model(made, quantised)
     return quantised
@@ -60,28 +61,42 @@ class Engine:
         self._requests: dict[tuple[int, int, int], Any] = {}
 
     def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
-        request = self._request(len(ids), pad_to or ids.shape[1])
-        request.infer(feed(ids, types, pad_to))
-        return _logits(request)[:, : ids.shape[1]]
+        return spans(self._run(list(zip(ids, types, strict=True)), pad_to or ids.shape[1]))[:, : ids.shape[1]]
 
-    def forward_many(self, windows: list[tuple[np.ndarray, np.ndarray]], step: int) -> list[np.ndarray]:
+    def classify(self, rows: Sequence[Row], length: int) -> np.ndarray:
+        return self._run(rows, length)[0]
+
+    def forward_many(self, rows: Sequence[Row], step: int) -> list[np.ndarray]:
         """Logits [L, 2] of many windows, padded to a multiple of `step`; as many at a time as there are threads."""
-        out: list[np.ndarray] = [np.empty(0)] * len(windows)
-        running: dict[int, tuple[int, Any]] = {}  # stream -> its window and request
-        for number, (ids, types) in enumerate(windows):
+        done = self._run_many(rows, step)
+        return [spans(outputs)[0, : len(ids)] for outputs, (ids, _) in zip(done, rows, strict=True)]
+
+    def classify_many(self, rows: Sequence[Row], step: int) -> np.ndarray:
+        """Class logits [B, classes], in the same way."""
+        return np.concatenate([outputs[0] for outputs in self._run_many(rows, step)])
+
+    def _run(self, rows: Sequence[Row], length: int) -> list[np.ndarray]:
+        request = self._request(len(rows), length)
+        request.infer(feed(rows, length))
+        return _outputs(request)
+
+    def _run_many(self, rows: Sequence[Row], step: int) -> list[list[np.ndarray]]:
+        out: list[list[np.ndarray]] = [[]] * len(rows)
+        running: dict[int, tuple[int, Any]] = {}  # stream -> its row and request
+        for number, (ids, types) in enumerate(rows):
             stream = number % self._threads
             if stream in running:
                 before, request = running.pop(stream)
                 request.wait()
-                out[before] = _logits(request)[0]
-            pad_to = -(-len(ids) // step) * step
-            request = self._request(1, pad_to, stream + 1)
-            request.start_async(feed(ids[None], types[None], pad_to))
+                out[before] = _outputs(request)
+            length = -(-len(ids) // step) * step
+            request = self._request(1, length, stream + 1)
+            request.start_async(feed([(ids, types)], length))
             running[stream] = number, request
         for number, request in running.values():
             request.wait()
-            out[number] = _logits(request)[0]
-        return [logits[: len(ids)] for logits, (ids, _) in zip(out, windows, strict=True)]
+            out[number] = _outputs(request)
+        return out
 
     def _request(self, batch: int, length: int, stream: int = 0) -> Any:
         """One for each shape and stream; 0 is all threads together."""
@@ -105,7 +120,6 @@ class Engine:
         }
 
 
-def _logits(request: Any) -> np.ndarray:
-    """[B, L, 2] of a request that is done."""
-    start, end = (request.get_output_tensor(i).data for i in (0, 1))
-    return np.stack([start, end], axis=2).astype(np.float32)
+def _outputs(request: Any) -> list[np.ndarray]:
+    """Of a request that is done, and may be used again."""
+    return [np.array(tensor.data) for tensor in request.output_tensors]

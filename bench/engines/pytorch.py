@@ -4,15 +4,16 @@ The other engines export from here.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from padding import feed
+from padding import Row, feed
 
 
 def load(model: str) -> Any:
-    """BertForQuestionAnswering with the weights of a portable or packed folder."""
+    """BertForQuestionAnswering, or …SequenceClassification, with the weights of a portable or packed folder."""
     import torch
     import transformers
 
@@ -21,7 +22,10 @@ def load(model: str) -> Any:
     checkpoint = read_checkpoint(model)
     raw = json.loads((Path(find_model(model)) / "config.json").read_text())
     raw.pop("pruned_heads", None)  # none are pruned in these models; transformers 5 does not know the field
-    twin = transformers.BertForQuestionAnswering(transformers.BertConfig(**raw)).eval()
+    kind = transformers.BertForQuestionAnswering
+    if checkpoint.has_classify:
+        kind = transformers.BertForSequenceClassification
+    twin = kind(transformers.BertConfig(**raw)).eval()
     twin.load_state_dict({n: torch.from_numpy(checkpoint.array(n).copy()) for n in checkpoint.shapes})
     return twin
 
@@ -38,9 +42,18 @@ class Engine:
     def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
         import torch
 
-        with torch.inference_mode():
-            out = self._model(**{n: torch.from_numpy(a) for n, a in feed(ids, types, pad_to).items()})
+        out = self._run(list(zip(ids, types, strict=True)), pad_to or ids.shape[1])
         return torch.stack([out.start_logits, out.end_logits], dim=2).float().numpy()[:, : ids.shape[1]]
+
+    def classify(self, rows: Sequence[Row], length: int) -> np.ndarray:
+        logits: np.ndarray = self._run(rows, length).logits.float().numpy()
+        return logits
+
+    def _run(self, rows: Sequence[Row], length: int) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return self._model(**{n: torch.from_numpy(a) for n, a in feed(rows, length).items()})
 
     def describe(self) -> dict[str, Any]:
         import torch
