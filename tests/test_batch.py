@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+import thinbert
+import tiny
 from conftest import Cli
 
 TEXTS = ["Anna Voss built the mill in 1802.", "Bread is made from flour, water and salt."]
@@ -159,6 +161,7 @@ def test_shards_and_limits_divide_the_records(cli: Cli, tmp_path: Path) -> None:
     assert seen == [0, 3, 6, 1, 4, 2, 5]
     assert cli("batch", source, "-o", tmp_path / "few.jsonl", "--limit", 2).code == 0
     assert len(read(tmp_path / "few.jsonl")) == 2
+    assert cli("batch", source, "-o", "-", "--limit", "9" * 20).code == 0  # as if there were none
 
 
 def test_an_interrupted_run_goes_on(cli: Cli, tmp_path: Path) -> None:
@@ -243,6 +246,28 @@ def test_columns_may_stand_apart_by_semicolons(cli: Cli, tmp_path: Path) -> None
     assert json.loads(r.out)["context"] == "Anna, of Graz, built it; in 1802."
 
 
+def test_questions_too_long_for_a_small_model_are_cut(cli: Cli, tmp_path: Path, tiny_folder: Path) -> None:
+    long = {"question": "who built it " * 30, "context": "the tower is named after paris " * 20}
+    rows = [{"question": "who", "context": "in paris"}, long, {**long, "context": "in paris"}]
+    r = cli("batch", write(tmp_path / "in.jsonl", rows), "-o", "-", "--model", tiny_folder)
+    assert (r.code, [list(json.loads(line)) for line in r.out.splitlines()]) == (
+        0,
+        [["question", "context", "prediction"]] * 3,
+    )
+
+
+def test_texts_with_and_without_a_pair(cli: Cli, tmp_path: Path) -> None:
+    config = tiny.bert_config(id2label={"0": "no", "1": "yes"})
+    model = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config, head="classify"))
+    source = tmp_path / "in.csv"
+    source.write_text("text,text_pair\nthe tower,\nthe tower,in paris\n")
+    r = cli("batch", source, "-o", "-", "--model", model)
+    found = [json.loads(line)["prediction"]["score"] for line in r.out.splitlines()]
+    alone = thinbert.pipeline("text-classification", str(model), precision="int8")("the tower")[0]["score"]
+    assert found[0] == pytest.approx(alone)
+    assert found[1] != pytest.approx(alone)
+
+
 def test_another_run_is_refused(cli: Cli, tmp_path: Path, tiny_folder: Path) -> None:
     source, out = write(tmp_path / "in.jsonl", [*records(3), {"question": "x"}, *records(3)]), tmp_path / "out.jsonl"
     assert cli("batch", source, "-o", out, "--on-error", "stop").code == 2
@@ -256,6 +281,11 @@ def test_another_run_is_refused(cli: Cli, tmp_path: Path, tiny_folder: Path) -> 
         r = cli("batch", source, "-o", out, *change)
         assert r.code == 2
         assert message in r.err
+    known = tmp_path / "out.jsonl.partial.json"
+    before = known.read_text()
+    known.write_text(before.replace(thinbert.__version__, "0.0.1"))
+    assert "holds a run with other thinbert" in cli("batch", source, "-o", out).err
+    known.write_text(before)
     partial.write_text('{"n": 7, "prediction": {}}\n' * 3)
     assert "holds 3 records, more than the input or --limit gives" in cli("batch", source, "-o", out, "--limit", 2).err
     partial.write_text('{"n": 7, "prediction": {}}\n')

@@ -242,7 +242,7 @@ def test_evaluate(folder: Path, tmp_path: Path, cli: Cli) -> None:
         in cli("evaluate", folder, path, "--task", "sst2", "--out", tmp_path / "two", "--limit", 2).out
     )
     again = cli("evaluate", folder, path, "--task", "sst2", "--out", tmp_path / "run", "--limit", 2)
-    assert "run: holds a run with other limit; give another --out" in again.err
+    assert "run: holds a run with other precision and limit; give another --out" in again.err
     assert len(json.loads((tmp_path / "run" / "predictions.json").read_text())) == len(TEXTS)
     for option in ("--stride", "--threshold", "--max-answer-tokens"):
         refused = cli("evaluate", folder, path, "--task", "sst2", "--out", tmp_path / "three", option, 1)

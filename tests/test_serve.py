@@ -1,6 +1,7 @@
 """The server: every route, every limit, clients of others unmodified, and what happens when things go wrong."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -33,11 +34,13 @@ import tiny
 from thinbert.corpus.index import Corpus
 from thinbert.errors import CancelledError, InputError
 from thinbert.serve.app import Settings, create_app
+from thinbert.serve.heads import MOST
 from thinbert.serve.library import Library, listed
 from thinbert.serve.parse import parse_apart
 
 QUESTION, CONTEXT = "Who built the mill?", "Anna Voss built the mill in 1802."
 ANSWER = "Anna Voss"
+ASKED = {"question": QUESTION, "context": CONTEXT}
 
 
 def client_of(tmp_path: Path, **changes: Any) -> TestClient:
@@ -85,12 +88,24 @@ def test_predict(client: TestClient) -> None:
 def test_classification(classifier: Path, tmp_path: Path) -> None:
     models = {"mood": thinbert.load(str(classifier), threads=1)}
     with TestClient(create_app(models, None, Settings(log=False))) as client:
-        found = client.post("/", json={"inputs": "a fine day"}).json()
-        assert {r["label"] for r in found} <= {"negative", "positive"}
-        both = client.post("/", json={"inputs": "a fine day", "parameters": {"top_k": 2}}).json()
-        assert sum(r["score"] for r in both) == pytest.approx(1)
+        [found] = client.post("/", json={"inputs": "a fine day", "parameters": None}).json()
+        assert {r["label"] for r in found} == {"negative", "positive"}
+        assert sum(r["score"] for r in found) == pytest.approx(1)
+        best = client.post("/", json={"inputs": "a fine day", "parameters": {"top_k": 1}}).json()
+        assert best == [[pytest.approx(found[0])]]
         pair = {"text": "a", "text_pair": "b"}
-        assert len(client.post("/models/mood", json={"inputs": [pair, "c"]}).json()) == 2
+        assert [len(each) for each in client.post("/models/mood", json={"inputs": [pair, "c"]}).json()] == [2, 2]
+        # no text is cut before the model's end, whichever way it is asked
+        long = " ".join(["a"] * 55) + " the tower is built"
+        [whole] = client.post("/", json={"inputs": long}).json()
+        tensors = [{"name": "text", "datatype": "BYTES", "shape": [2], "data": [long, long]}]
+        tensors.append({"name": "text_pair", "datatype": "BYTES", "shape": [2], "data": ["", "of a"]})
+        outputs = {
+            o["name"]: o["data"]
+            for o in client.post("/v2/models/mood/infer", json={"inputs": tensors}).json()["outputs"]
+        }
+        assert outputs["score"][0] == pytest.approx(whole[0]["score"], rel=1e-5)  # an empty pair is none
+        assert outputs["score"][1] != outputs["score"][0]
         v2 = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a fine day", "b"]}]}
         outputs = {o["name"]: o["data"] for o in client.post("/v2/models/mood/infer", json=v2).json()["outputs"]}
         assert outputs["label"][0] == found[0]["label"]
@@ -109,6 +124,12 @@ def test_classification(classifier: Path, tmp_path: Path) -> None:
     [
         ("/", {"inputs": {"question": "q"}}, 422, "inputs"),
         ("/", {"inputs": []}, 422, "should have at least 1 item"),
+        (
+            "/",
+            {"inputs": ASKED, "parameters": {"doc_stride": 200, "max_seq_len": 100}},
+            422,
+            "(200) is larger",
+        ),
         ("/", {"inputs": [{"question": "q", "context": "c"}, "text"]}, 422, "are mixed"),
         (
             "/",
@@ -298,6 +319,18 @@ def test_files_that_changed_are_named(client: TestClient, tmp_path: Path) -> Non
     assert found["stale"] == [first]
 
 
+def test_names_that_are_no_text(client: TestClient) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="\\ud800.zip"\r\n\r\nPK\r\n--x--\r\n'
+    r = client.post("/v1/documents", content=part, headers=kind)
+    assert (r.status_code, r.json()["refused"][0]["name"]) == (422, "?.zip")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/web/app.js", "/healthz", "/readyz", "/v2/health/live"])
+def test_heads(client: TestClient, path: str) -> None:
+    assert client.head(path).status_code == client.get(path).status_code == 200
+
+
 def test_faults_of_our_own_say_nothing_else(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ValueError("secret")
@@ -306,6 +339,9 @@ def test_faults_of_our_own_say_nothing_else(client: TestClient, monkeypatch: pyt
     quiet = TestClient(client.app, raise_server_exceptions=False)
     r = quiet.get("/v1/documents")
     assert (r.status_code, r.json()) == (500, {"error": "a fault of the server's own; its log says more"})
+    assert r.headers["x-content-type-options"] == "nosniff"
+    with pytest.raises(ValueError, match="secret"):  # which whoever runs it logs
+        client.get("/v1/documents")
 
 
 def test_uploads_are_not_read_by_programs_that_lie_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,8 +470,9 @@ def test_headers_and_origins(client: TestClient, tmp_path: Path) -> None:
         r = open_client.post("/predict", json=question, headers={**asked, "Authorization": "Bearer k"})
         assert (r.status_code, r.headers["access-control-allow-origin"]) == (200, asked["Origin"])
         assert open_client.post("/predict", json=question, headers=asked).headers["access-control-allow-origin"]
-    with client_of(tmp_path / "named", hosts=("127.0.0.1", "[::1]")) as named:
-        for host, status in (("127.0.0.1:8800", 200), ("[::1]:8800", 200), ("[::1]", 200), ("evil.example:8800", 403)):
+    with client_of(tmp_path / "named", hosts=("127.0.0.1", "[::1]", "QA.example.org:8443")) as named:
+        known = ("127.0.0.1:8800", "[::1]:8800", "[::1]", "qa.example.org", "QA.Example.org:8800")
+        for host, status in (*((name, 200) for name in known), ("evil.example:8800", 403)):
             assert named.get("/v1/documents", headers={"Host": host}).status_code == status
             assert named.get("/healthz", headers={"Host": host}).status_code == 200  # orchestrators use addresses
 
@@ -526,9 +563,6 @@ def test_open_inference(client: TestClient) -> None:
     assert client.post("/v2/models/default/infer", json={"inputs": empty}).json()["outputs"][0]["data"] == []
 
 
-ASKED = {"question": QUESTION, "context": CONTEXT}
-
-
 def binary(texts: dict[str, list[str]], shape: list[int] | None = None) -> tuple[bytes, dict[str, str]]:
     """A request in the binary form, and its headers."""
     inputs, tail = [], b""
@@ -554,6 +588,14 @@ def test_binary_tensors(client: TestClient) -> None:
     assert place == len(r.content)
     assert found["answer"] == struct.pack("<I", len(ANSWER)) + ANSWER.encode()
     assert np.frombuffer(found["end"], "<i8").tolist() == [9]
+    for parameters, as_bytes in (({}, True), ({"binary_data": False}, False)):
+        asked = {
+            "inputs": [{"name": n, "datatype": "BYTES", "shape": [1], "data": [t]} for n, t in ASKED.items()],
+            "outputs": [{"name": "answer", "parameters": parameters}],
+            "parameters": {"binary_data_output": True},
+        }
+        r = client.post("/v2/models/default/infer", json=asked)
+        assert ("inference-header-content-length" in r.headers) == as_bytes
     assert 0 < np.frombuffer(found["score"], "<f4")[0] <= 1
 
 
@@ -651,6 +693,7 @@ class Running:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        tmp_path.mkdir(exist_ok=True)
         self.log = tmp_path / "server.log"
         command = [
             sys.executable,
@@ -696,7 +739,7 @@ def post(url: str, body: Any) -> Any:
         return json.loads(answer.read())
 
 
-def test_clients_of_others(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_of_others(server: Running, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unmodified: huggingface_hub's InferenceClient and tritonclient."""
     from huggingface_hub import InferenceClient
 
@@ -705,6 +748,10 @@ def test_clients_of_others(server: Running, monkeypatch: pytest.MonkeyPatch) -> 
     found = InferenceClient(model=server.url).question_answering(question=QUESTION, context=CONTEXT)
     best = found[0] if isinstance(found, list) else found
     assert best.answer == ANSWER
+    running = Running(tmp_path / "texts", "--model", str(classifier))
+    classes = InferenceClient(model=running.url).text_classification("a fine day", top_k=2)
+    running.stop()
+    assert [c.label for c in classes] in (["negative", "positive"], ["positive", "negative"])
     import tritonclient.http as triton
 
     with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
@@ -781,6 +828,47 @@ def test_a_body_that_does_not_come(tmp_path: Path) -> None:
         answer = s.makefile("rb").read().decode()  # to the end: the connection is closed
     assert answer.startswith("HTTP/1.1 408 ")
     assert "did not come within 1 seconds" in answer
+    assert server.stop() == 0
+
+
+def test_heads_end(tmp_path: Path) -> None:
+    """Neither very many bytes nor very long are waited for before a body, or after it."""
+    server = Running(tmp_path, "--timeout", "1")
+    chunked = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    header = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: "
+    for sent, status in (
+        (b"GET /healthz HTTP/1.1\r\nHost: loc", b"408"),
+        (b"", b"408"),
+        (header.ljust(MOST + 1, b"x"), b"431"),
+        (b"GET /".ljust(MOST + 1, b"x"), b"431"),
+        (header.ljust(20 * MOST, b"x"), b""),  # which comes to nobody: the connection is reset
+        (chunked + b"X-Long: ".ljust(20 * MOST, b"x"), b""),
+    ):
+        begun = time.perf_counter()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as s:
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                s.sendall(sent)
+                answer = s.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 " + status if status else b"")
+        assert time.perf_counter() - begun < 5
+    with httpx.Client(base_url=server.url) as one:  # and what is in order goes on, over one connection
+        assert [one.get("/healthz", headers={"X-Long": "x" * 30_000}).status_code for _ in range(3)] == [200] * 3
+    assert server.stop() == 0
+
+
+def test_bodies_under_way_are_counted(tmp_path: Path) -> None:
+    server = Running(tmp_path, "--max-waiting", "2")
+    head = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    )
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20)) for _ in range(3)]
+        for s in held[:2]:
+            s.sendall(head)
+        time.sleep(0.3)
+        held[2].sendall(head)
+        assert held[2].recv(1000).startswith(b"HTTP/1.1 429 ")
     assert server.stop() == 0
 
 
@@ -885,6 +973,11 @@ def test_starting_says_what_is_wrong(cli: Any, tmp_path: Path) -> None:
     (tmp_path / "full" / "x").touch()
     assert "is not empty and no index" in cli("serve", "--index", tmp_path / "full").err
     assert "--uploads needs --index" in cli("serve", "--uploads", tmp_path / "uploads").err
+    assert "--host is empty" in cli("serve", "--host", "").err
+    assert "lr=0.1/model': no such folder" in cli("serve", "--model", tmp_path / "lr=0.1" / "model").err
+    for option in ("--timeout", "--max-body-mb", "--max-upload-mb"):
+        r = cli("serve", option, "inf")
+        assert (r.code, f"{option} is inf; expected a number" in r.err) == (2, True)
 
 
 class Whose:

@@ -162,7 +162,7 @@ class Model:
         threshold: float | None = None,
     ) -> Reading:
         """The best answers to one question over one or more texts, and the probability that they hold none. Of a
-        question, 128 tokens are read.
+        question, 128 tokens are read; fewer where a window has no room for so many and the text.
 
         Args:
             n_best: how many answers to keep.
@@ -217,14 +217,17 @@ class Model:
                     if not isinstance(value, str):
                         raise InputError(f"{name} is {type(value).__name__}; expected text")
                 waiting.append((Collector(n_best, max_answer_tokens, limit, self.config.no_answer_calibration), texts))
-                question_tokens = self.tokenizer(question)
-                if len(question_tokens) > qa.MAX_QUESTION_TOKENS:
-                    _log.warning("a question of %d tokens is cut to %d", len(question_tokens), qa.MAX_QUESTION_TOKENS)
-                    question_tokens = question_tokens.cut(qa.MAX_QUESTION_TOKENS)
-                yield Job(number, 0, question_tokens, None)
+                asked = self.tokenizer(question)
+                if len(asked) > qa.MAX_QUESTION_TOKENS:
+                    _log.warning("a question of %d tokens is cut to %d", len(asked), qa.MAX_QUESTION_TOKENS)
+                    asked = asked.cut(qa.MAX_QUESTION_TOKENS)
+                yield Job(number, 0, asked, None)
                 for i, context in enumerate(texts):
                     tokens = self.tokenizer(context)
-                    for window in self.windows(question_tokens, tokens, max_length=max_length, stride=stride):
+                    fitting = qa.fitting(asked, tokens, max_length=max_length, stride=stride)
+                    if len(fitting) < len(asked):  # which windows of 384 never ask for
+                        _log.warning("a question of %d tokens is cut to %d for its text", len(asked), len(fitting))
+                    for window in self.windows(fitting, tokens, max_length=max_length, stride=stride):
                         yield Job(number, i, tokens, window)
 
         for job, logits in self.run(jobs()):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from thinbert import __version__
 from thinbert.api import Model
 from thinbert.corpus.ask import Found
 from thinbert.corpus.pages import is_text
@@ -95,7 +96,7 @@ def run(
     target = None if out == STDIO else Path(out)
     _check(source, target)
     records = _sharded(_records(source, fields, model, ask is not None), shard)
-    records = itertools.islice(records, limit)
+    records = itertools.islice(records, None if limit is None else min(limit, sys.maxsize))
     counts = {"done": 0, "now": 0, "errors": 0}
     predict = functools.partial(_predictions, model=model, ask=ask, threshold=threshold)
     total = _count(source, shard, limit)
@@ -106,7 +107,12 @@ def run(
             progress(counts["done"], total)
         return counts
     partial = target.with_name(target.name + ".partial")
-    what: dict[str, Any] = {"model": model.sha256, "source": _fingerprint(source), "shard": list(shard)}
+    what: dict[str, Any] = {
+        "thinbert": __version__,
+        "model": model.sha256,
+        "source": _fingerprint(source),
+        "shard": list(shard),
+    }
     what |= {"fields": vars(fields), "threshold": threshold, **(identity or {})}
     try:
         with partial.open("ab") as file:
@@ -304,7 +310,8 @@ def _asked(raw: Mapping[str, Any], fields: Fields, model: Model, over_index: boo
         return _text(raw, fields.question)
     if not model.answers:
         pair = raw.get(fields.pair)
-        return _text(raw, fields.text), None if pair is None else _text(raw, fields.pair)
+        alone = pair is None or (isinstance(pair, str) and not pair.strip())  # CSV cannot say it otherwise
+        return _text(raw, fields.text), None if alone else _text(raw, fields.pair)
     contexts = raw.get(fields.context)
     if isinstance(contexts, list) and contexts and all(isinstance(c, str) for c in contexts):
         return _text(raw, fields.question), [_utf8(c, fields.context) for c in contexts]
@@ -338,7 +345,7 @@ def _sharded(records: Iterator[Record], shard: tuple[int, int]) -> Iterator[Reco
 
 def _count(source: str, shard: tuple[int, int], limit: int | None) -> int | None:
     """How many records there are, where that is cheap to know."""
-    if source == STDIO or _kind(source) != ".jsonl" or Path(source).suffix != ".jsonl":
+    if Path(source).suffix != ".jsonl":
         return None
     with _open(source) as file:
         lines = sum(1 for line in file if line.strip())

@@ -454,9 +454,8 @@ def _evaluate(
         for name, value in given.items():
             if value is not None:
                 raise InputError(f"--{name} is for questions; {task} is classification")
-        _evaluate_classes(
-            load(model, precision=precision, threads=threads), task, data, out, limit, max_length, as_json
-        )
+        loaded = load(model, precision=precision, threads=threads)
+        _evaluate_classes(loaded, precision, task, data, out, limit, max_length, as_json)
         return
     from thinbert.tasks.evaluate import Settings, evaluate, threshold_of
     from thinbert.tasks.qa import MAX_ANSWER_TOKENS, N_BEST
@@ -480,7 +479,14 @@ def _evaluate(
 
 
 def _evaluate_classes(
-    model: "Model", task: str, data: Path, out: Path, limit: int | None, max_length: int | None, as_json: bool
+    model: "Model",
+    precision: str,
+    task: str,
+    data: Path,
+    out: Path,
+    limit: int | None,
+    max_length: int | None,
+    as_json: bool,
 ) -> None:
     from thinbert.errors import InputError
     from thinbert.files import write_atomic
@@ -493,8 +499,9 @@ def _evaluate_classes(
     if max_length is not None and max_length > model.config.positions:
         raise InputError(f"windows of {max_length} tokens; model {model.name} takes at most {model.config.positions}")
     dataset = glue.read_glue(data, glue.TASKS[task])
-    what = {"thinbert": __version__, "model": model.sha256, "data": dataset.sha256, "task": task}
-    with open_run(out, what | {"limit": limit, "max_length": max_length}, model.name):
+    what: dict[str, Any] = {"thinbert": __version__, "model": model.sha256, "data": dataset.sha256, "task": task}
+    what |= {"precision": precision, "limit": limit, "max_length": max_length}
+    with open_run(out, what, model.name):
         with progress.counting("texts") as count:
             scores, predictions = classify.evaluate(model, dataset, limit=limit, max_length=max_length, progress=count)
         names = [dataset.task.labels[p] for p in predictions]

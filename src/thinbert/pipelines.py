@@ -170,9 +170,9 @@ class QuestionAnsweringPipeline:
         }
         options = _Options(**{k: v for k, v in (*self._defaults.items(), *given.items()) if v is not None})
         if options.top_k < 1:
-            raise ValueError(f"top_k parameter should be >= 1 (got {options.top_k})")
+            raise InputError(f"top_k parameter should be >= 1 (got {options.top_k})")
         if options.max_answer_len < 1:
-            raise ValueError(f"max_answer_len parameter should be >= 1 (got {options.max_answer_len})")
+            raise InputError(f"max_answer_len parameter should be >= 1 (got {options.max_answer_len})")
         examples = _arguments(inputs, question, context)
         if isinstance(examples, Iterator):
             return self._results(map(_example, examples), options)
@@ -205,7 +205,7 @@ class QuestionAnsweringPipeline:
 
     def _window_size(self, options: _Options) -> tuple[int, int]:
         if None not in (options.doc_stride, options.max_seq_len) and options.doc_stride > options.max_seq_len:  # type: ignore[operator]
-            raise ValueError(
+            raise InputError(
                 f"`doc_stride` ({options.doc_stride}) is larger than `max_seq_len` ({options.max_seq_len})"
             )
         return self.model.window_size(options.max_seq_len, options.doc_stride)
@@ -286,33 +286,33 @@ def _arguments(inputs: tuple[Any, ...], question: Any, context: Any) -> Any:
         examples = [{"question": q, "context": context} for q in question]
     elif isinstance(question, list) and isinstance(context, list):
         if len(question) != len(context):
-            raise ValueError("Questions and contexts don't have the same lengths")
+            raise InputError("Questions and contexts don't have the same lengths")
         examples = [{"question": q, "context": c} for q, c in zip(question, context, strict=True)]
     elif question is not None or context is not None:
         examples = [{"question": question, "context": context}]
     else:
-        raise ValueError("no input: give question= and context=, or {'question': …, 'context': …}")
+        raise InputError("no input: give question= and context=, or {'question': …, 'context': …}")
     if stream := _stream(examples):
         return stream
     if isinstance(examples, dict):
         examples = [examples]
     if isinstance(examples, str) or not isinstance(examples, Iterable):
-        raise ValueError(f"{examples!r} argument needs to be a dict of question and context, or a list of them")
+        raise InputError(f"{examples!r} argument needs to be a dict of question and context, or a list of them")
     return [_example(e) for e in examples]
 
 
 def _example(item: Any) -> dict[str, str]:
     if not isinstance(item, dict):
-        raise ValueError(f"{item!r} argument needs to be a dict of question and context")
+        raise InputError(f"{item!r} argument needs to be a dict of question and context")
     for key in ("question", "context"):
         if key not in item:
             raise KeyError("You need to provide a dictionary with keys {question:..., context:...}")
         if item[key] is None:
-            raise ValueError(f"`{key}` cannot be None")
+            raise InputError(f"`{key}` cannot be None")
         if not isinstance(item[key], str):
-            raise ValueError(f"`{key}` needs to be a string, not {type(item[key]).__name__}")
+            raise InputError(f"`{key}` needs to be a string, not {type(item[key]).__name__}")
         if not item[key]:
-            raise ValueError(f"`{key}` cannot be empty")
+            raise InputError(f"`{key}` cannot be empty")
     return {"question": item["question"], "context": item["context"]}
 
 
@@ -368,7 +368,7 @@ class TextClassificationPipeline:
         elif function == "none":
             scores = logits.astype(np.float64)
         else:
-            raise ValueError(f"function_to_apply is {function!r}; expected softmax, sigmoid or none")
+            raise InputError(f"function_to_apply is {function!r}; expected softmax, sigmoid or none")
         ranked = sorted(zip(names, scores.tolist(), strict=True), key=lambda pair: -pair[1])
         rows = [{"label": name, "score": value} for name, value in ranked]
         return rows[: options["top_k"]] if "top_k" in options else rows[0]
@@ -384,7 +384,7 @@ def _function(problem: str | None, classes: int) -> str:
 def _pair(item: Any) -> tuple[str, str | None]:
     text, pair = (item.get("text"), item.get("text_pair")) if isinstance(item, dict) else (item, None)
     if not isinstance(text, str) or not isinstance(pair, str | None):
-        raise ValueError(f"{item!r} argument needs to be a text, or a dict of text and text_pair")
+        raise InputError(f"{item!r} argument needs to be a text, or a dict of text and text_pair")
     return text, pair
 
 

@@ -113,16 +113,13 @@ def create_app(
     async def refused(request: Request, e: Error) -> JSONResponse:
         return JSONResponse({"error": str(e)}, 422)
 
-    @app.exception_handler(Exception)
-    async def broke(request: Request, e: Exception) -> JSONResponse:
-        return JSONResponse({"error": "a fault of the server's own; its log says more"}, 500)
-
     app.add_middleware(
         Guard,
         metrics=server.metrics,
         known=lambda path: path in app.openapi()["paths"],
         keys=settings.keys,
         max_body=_bytes(settings.max_body_mb),
+        max_bodies=settings.max_waiting,
         uploads="/v1/documents",
         max_upload=_bytes(settings.max_upload_mb),
         patience=settings.timeout,
@@ -155,10 +152,12 @@ def _fault(error: Mapping[str, Any]) -> dict[str, str]:
 def _health(server: Server) -> APIRouter:
     routes = APIRouter(tags=["health"])
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz", summary="The process runs")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
+    @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz", summary="It takes requests", responses={503: {"description": "Starting, or closing"}})
     async def readyz() -> JSONResponse:
         if not server.ready:
@@ -180,14 +179,17 @@ def _web() -> APIRouter:
     def page(name: str) -> Response:
         return Response((_WEB / name).read_bytes(), media_type=_PAGES[name], headers={"Cache-Control": "no-cache"})
 
+    @routes.head("/")
     @routes.get("/")
     async def index() -> Response:
         return page("index.html")
 
+    @routes.head("/docs")
     @routes.get("/docs")
     async def docs() -> Response:
         return page("docs.html")
 
+    @routes.head("/web/{name}")
     @routes.get("/web/{name}")
     async def asset(name: str) -> Response:
         if name not in _PAGES:

@@ -61,9 +61,11 @@ def routes(server: Server) -> APIRouter:
     @api.post("/documents", summary="Add files", status_code=201)
     async def upload(request: Request, response: Response, files: Annotated[list[UploadFile], File()]) -> Any:
         held = library()
-        added, refused, status = [], [], 422
+        added, refused, failure = [], [], HTTPException(422)
         for sent in files:
-            name = sent.filename or "document"
+            name = (
+                (sent.filename or "document").encode(errors="replace").decode()
+            )  # whatever the client calls its bytes
 
             # a file lies on disk until its turn comes
             def store(name: str = name, file: BinaryIO = sent.file) -> dict[str, Any]:
@@ -73,10 +75,11 @@ def routes(server: Server) -> APIRouter:
             try:
                 added.append(await server.compute(request, store, changes=True))
             except HTTPException as e:  # what was added before it is added, and said
-                status = e.status_code
+                failure = e
                 refused.append({"name": name, "error": e.detail})
         if not added:
-            response.status_code = status
+            response.status_code = failure.status_code
+            response.headers.update(failure.headers or {})
             return {"error": "; ".join(f"{r['error']}" for r in refused[:3]), "added": [], "refused": refused}
         return {"added": added, "refused": refused}
 
@@ -95,6 +98,7 @@ def routes(server: Server) -> APIRouter:
         place = {"number": found.number, "label": found.label, "before": before, "after": after}
         return {**place, "text": found.text, "headings": headings}
 
+    @api.head("/documents/{id}/file", include_in_schema=False)
     @api.get("/documents/{id}/file", summary="The file itself")
     async def file(request: Request, id: str) -> FileResponse:
         held = library()

@@ -49,7 +49,7 @@ class HuggingFaceRequest(BaseModel):
     """`inputs` is a question with its context, or a text (or a pair) for a classifier; or a list of such."""
 
     inputs: QuestionContext | TextPair | Text | Some[QuestionContext | TextPair | Text]
-    parameters: Parameters = Field(default_factory=Parameters)
+    parameters: Parameters | None = None
 
 
 class Predict(Body):
@@ -60,7 +60,10 @@ class Predict(Body):
 
 def routes(server: Server) -> APIRouter:
     api = APIRouter(tags=["inference"])
-    shape = "`{score, start, end, answer}`, or `{label, score}`; a list of them with top_k or a list of inputs"
+    shape = (
+        "`{score, start, end, answer}`, a list of them with top_k or a list of inputs; "
+        "of texts to classify for each a list of `{label, score}`, best first"
+    )
 
     async def hugging_face(request: Request, body: HuggingFaceRequest, name: str | None) -> Any:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
@@ -69,7 +72,8 @@ def routes(server: Server) -> APIRouter:
             raise HTTPException(422, "inputs: questions and texts to classify are mixed")
         answers = kinds.pop()
         model = server.model(name, answers=answers)
-        given = {k: v for k, v in body.parameters.model_dump().items() if v is not None and k not in WITHOUT_EFFECT}
+        options = body.parameters.model_dump() if body.parameters else {}
+        given = {k: v for k, v in options.items() if v is not None and k not in WITHOUT_EFFECT}
         own = QuestionAnsweringPipeline.options if answers else TextClassificationPipeline.options
         for option in given:
             if option not in own:
@@ -77,14 +81,11 @@ def routes(server: Server) -> APIRouter:
         plain = [item.model_dump() if isinstance(item, BaseModel) else item for item in inputs]
         reads = model if not given else None  # windows that overlap by much take long for any text
         run: Callable[..., Any] = (QuestionAnsweringPipeline if answers else TextClassificationPipeline)(model)
+        if not answers:  # all classes, where no number of them is asked for
+            given.setdefault("top_k", None)
         results = await server.compute(request, lambda: run(plain, **given), reads=reads)
-        if answers:
-            if isinstance(body.inputs, list) and len(inputs) == 1:
-                results = [results]
-        else:
-            # one text gives a list of its classes, best first, as the inference API of Hugging Face did
-            results = [r if isinstance(r, list) else [r] for r in results]
-            results = results if isinstance(body.inputs, list) else results[0]
+        if answers and isinstance(body.inputs, list) and len(inputs) == 1:
+            results = [results]
         server.note(request, asked=plain, answered=results)
         return results
 
@@ -126,10 +127,12 @@ def open_inference(server: Server) -> APIRouter:
     async def about() -> dict[str, Any]:
         return {"name": "thinbert", "version": __version__, "extensions": ["binary_tensor_data"]}
 
+    @routes.head("/health/live", include_in_schema=False)
     @routes.get("/health/live", summary="The process runs")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
+    @routes.head("/health/ready", include_in_schema=False)
     @routes.get("/health/ready", summary="It takes requests")
     async def ready() -> JSONResponse:
         return JSONResponse({"ready": server.ready}, 200 if server.ready else 503)
@@ -171,7 +174,8 @@ def open_inference(server: Server) -> APIRouter:
             first = protocol.texts(asked, "question" if model.answers else "text")
             second = None
             if model.answers or "text_pair" in asked.inputs:
-                second = protocol.texts(asked, "context" if model.answers else "text_pair", first)
+                name_of_second = "context" if model.answers else "text_pair"
+                second = protocol.texts(asked, name_of_second, first, may_be_empty=not model.answers)
             pairs = second.data if second is not None else None
             outputs = await server.compute(request, lambda: _infer(model, first.data, pairs), reads=model)
             content, length = protocol.answer(asked, name, _VERSION, outputs, first.shape)
@@ -224,7 +228,7 @@ def _infer(model: Model, first: Sequence[str], second: Sequence[str] | None) -> 
             place = (best.text, best.score, best.start, best.end) if best else ("", 0.0, 0, 0)
             rows.append((*place, reading.no_answer))
     else:
-        other: Sequence[str | None] = second if second is not None else [None] * len(first)
+        other = [pair if pair.strip() else None for pair in second] if second is not None else [None] * len(first)
         for values in logits(model, zip(first, other, strict=True)):
             rows.append(best_class(model, values))
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(described)

@@ -75,6 +75,7 @@ class Guard:
     Args:
         known: whether a path is a route's; requests that are refused before they reach one are counted by it.
         max_body: bytes that a request may have.
+        max_bodies: requests with a body, uploads aside, that may be under way.
         uploads: the path that takes files; a few at a time, each of `max_upload` bytes.
         patience: seconds that the next piece of a body may take, and all of it but what comes at _SLOWEST.
     """
@@ -89,33 +90,35 @@ class Guard:
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
         max_body: int,
+        max_bodies: int,
         uploads: str,
         max_upload: int,
         patience: float = 30.0,
         log: bool = True,
     ) -> None:
         self._app, self._metrics, self._known, self._log = app, metrics, known, log
-        self._max_body, self._patience = max_body, patience
+        self._max_body, self._max_bodies, self._bodies, self._patience = max_body, max_bodies, 0, patience
         self._uploads, self._max_upload, self._uploading = uploads, max_upload, 0
         self._keys = [k.encode() for k in keys]
-        self._hosts, self._origins = tuple(hosts), tuple(origins)
+        self._hosts, self._origins = tuple(map(_host_name, hosts)), tuple(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 500
+        status, begun = 500, False
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 names = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *((n, v) for n, v in _HEADERS if n not in names)]
             await send(message)
 
-        upload = scope["method"] == "POST" and scope["path"] == self._uploads
+        post = scope["method"] == "POST"
+        upload = post and scope["path"] == self._uploads
         limit = self._max_upload if upload else self._max_body
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
@@ -129,12 +132,21 @@ class Guard:
             elif upload and self._uploading >= _UPLOADS:
                 extra = [(b"retry-after", b"1"), (b"connection", b"close")]
                 await _answer(sending, 429, f"{_UPLOADS} uploads are under way; try again", extra)
+            elif post and not upload and self._bodies >= self._max_bodies:
+                extra = [(b"retry-after", b"1"), (b"connection", b"close")]
+                await _answer(sending, 429, "too many requests wait; try again", extra)
             else:
                 self._uploading += upload
+                self._bodies += post and not upload
                 try:
                     await self._with_body(scope, receive, sending, limit)
                 finally:
                     self._uploading -= upload
+                    self._bodies -= post and not upload
+        except Exception:  # goes on to who logs it; the answer has its headers from here
+            if not begun:
+                await _answer(sending, 500, "a fault of the server's own; its log says more")
+            raise
         finally:
             path = scope["path"]
             route = getattr(scope.get("route"), "path", None) or (path if self._known(path) else "other")
@@ -188,7 +200,7 @@ class Guard:
     def _foreign(self, scope: Scope, headers: dict[bytes, bytes]) -> str | None:
         """Why a request is not one of ours: a page from elsewhere may not make a browser add or ask here."""
         host = headers.get(b"host", b"").decode("latin-1")
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        name = _host_name(host)
         # a name that somebody pointed at this machine; orchestrators ask for its health by its address
         if self._hosts and name not in self._hosts and scope["path"] not in _OPEN:
             return f"this server goes by {', '.join(self._hosts)} (--allow-host), and was asked as {name[:80]!r}"
@@ -209,6 +221,11 @@ class Guard:
         given = bearer[7:].strip() if bearer[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
         # every key is compared, each in constant time: how long it takes says nothing of which came near
         return any([hmac.compare_digest(given, key) for key in self._keys])  # noqa: C419
+
+
+def _host_name(host: str) -> str:
+    """Without its port; names are the same in capitals."""
+    return (host.rsplit(":", 1)[0] if not host.endswith("]") else host).lower()
 
 
 class _BrokenBodyError(Exception):

@@ -60,7 +60,7 @@ def parse(body: bytes, header_length: str | None) -> Request:
         raise InputError("expected a JSON object with inputs")
     place = length
     inputs: dict[str, Tensor] = {}
-    for number, raw in enumerate(_list(root, "inputs", "")):
+    for number, raw in enumerate(_list(root, "inputs")):
         where = f"inputs[{number}]"
         if not isinstance(raw, dict):
             raise InputError(f"{where}: expected an object")
@@ -78,25 +78,26 @@ def parse(body: bytes, header_length: str | None) -> Request:
         inputs[tensor.name] = tensor
     if place != len(body):
         raise InputError(f"{len(body) - place} bytes after the last tensor")
+    binary = bool(_parameters(root, "").get("binary_data_output", False))
     wanted = None
     if root.get("outputs") is not None:
         wanted = {}
-        for number, raw in enumerate(_list(root, "outputs", "")):
+        for number, raw in enumerate(_list(root, "outputs")):
             where = f"outputs[{number}]"
             if not isinstance(raw, dict) or not is_text(raw.get("name")):
                 raise InputError(f"{where}: expected an object with a name")
-            wanted[raw["name"]] = bool(_parameters(raw, where).get("binary_data", False))
+            wanted[raw["name"]] = bool(_parameters(raw, where).get("binary_data", binary))
     request_id = root.get("id")
     if request_id is not None and not is_text(request_id):
         raise InputError("id: expected a text")
-    return Request(request_id, inputs, wanted, bool(_parameters(root, "").get("binary_data_output", False)))
+    return Request(request_id, inputs, wanted, binary)
 
 
-def texts(request: Request, name: str, like: Tensor | None = None) -> Tensor:
+def texts(request: Request, name: str, like: Tensor | None = None, *, may_be_empty: bool = False) -> Tensor:
     """The input of that name: text, and of the same shape as another.
 
     Raises:
-        InputError: it is missing, of another type, shape, or not UTF-8.
+        InputError: it is missing, of another type or shape, not UTF-8, or empty.
     """
     tensor = request.inputs.get(name)
     if tensor is None:
@@ -106,7 +107,7 @@ def texts(request: Request, name: str, like: Tensor | None = None) -> Tensor:
     if like is not None and tensor.shape != like.shape:
         raise InputError(f"{name}: shape is {list(tensor.shape)}, and {like.name} has {list(like.shape)}")
     for number, text in enumerate(tensor.data):
-        if not text.strip():
+        if not text.strip() and not may_be_empty:
             raise InputError(f"{name}[{number}]: is empty")
     return tensor
 
@@ -206,10 +207,10 @@ def _flat(data: Any, name: str, depth: int) -> list[str]:
     return [data]
 
 
-def _list(raw: Mapping[str, Any], key: str, where: str) -> list[Any]:
+def _list(raw: Mapping[str, Any], key: str) -> list[Any]:
     value = raw.get(key)
     if not isinstance(value, list):
-        raise InputError(f"{where}{key}: expected a list")
+        raise InputError(f"{key}: expected a list")
     return value
 
 

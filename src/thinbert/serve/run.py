@@ -1,5 +1,6 @@
 """`thinbert serve`: models, documents and settings to a running server."""
 
+import functools
 import logging
 import math
 import signal
@@ -17,6 +18,7 @@ from thinbert.api import Model, load
 from thinbert.corpus.index import absolute
 from thinbert.errors import InputError
 from thinbert.serve.app import Settings, create_app
+from thinbert.serve.heads import Heads
 from thinbert.serve.library import Library
 
 _log = logging.getLogger("thinbert.serve")
@@ -43,6 +45,8 @@ def serve(
     Raises:
         InputError: a model, folder or address cannot be used.
     """
+    if not host:  # which would be every address there is
+        raise InputError("--host is empty; give 127.0.0.1 for this machine alone, or 0.0.0.0 for every address")
     sys.setswitchinterval(_SWITCH)
     if not _log.handlers:
         _log.addHandler(logging.StreamHandler(sys.stderr))  # a line of the log is JSON and nothing else
@@ -75,6 +79,7 @@ def serve(
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=math.ceil(settings.timeout),
+            http=functools.partial(Heads, patience=settings.timeout),  # type: ignore[arg-type]
             server_header=False,
         )
         # uvicorn drains, and then raises the signal it was told to end by again: that is no fault of ours
@@ -86,7 +91,7 @@ def _models(names: Sequence[str], precision: str, threads: int | None) -> dict[s
     loaded: dict[str, Model] = {}
     for given in names:
         name, equals, model = given.partition("=")
-        if not equals:
+        if not equals or "/" in name:  # a folder's path may hold a sign of equality
             name, model = Path(given).name or given, given
         if not name or name in loaded:
             raise InputError(f"--model {given}: a second model named {name!r}; give it a name: NAME={model}")

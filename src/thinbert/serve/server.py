@@ -41,6 +41,11 @@ class Settings:
     log: bool = True
     log_content: bool = False  # questions and answers too
 
+    def __post_init__(self) -> None:
+        for name in ("max_body_mb", "max_upload_mb", "timeout"):
+            if not 0 < (value := getattr(self, name)) < 1e9:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; expected a number between 0 and 10^9")
+
 
 class Body(BaseModel):
     """A request's JSON; fields that are not known are refused."""

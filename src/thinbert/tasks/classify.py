@@ -15,7 +15,7 @@ from thinbert.tasks import glue
 
 _log = logging.getLogger("thinbert")
 
-MAX_LENGTH = 128  # tokens of a text or pair, as the published models were trained
+MAX_LENGTH = 128  # tokens of a text or pair in GLUE, as the published models were trained and are evaluated
 _IN_FLIGHT = 4096  # tokens at a time
 
 
@@ -51,8 +51,9 @@ def _fitting(lengths: list[int], room: int) -> list[int]:
 
 
 def logits(model: Model, texts: Iterable[tuple[str, str | None]], *, max_length: int | None = None) -> Iterator[Array]:
-    """Class logits [classes] of each text or pair, in order, a bounded number at a time."""
-    limit = min(max_length or MAX_LENGTH, model.config.positions)
+    """Class logits [classes] of each text or pair, in order, a bounded number at a time. Texts are cut at `max_length`
+    tokens, or where the model takes no more."""
+    limit = min(max_length or model.config.positions, model.config.positions)
     encoded = (encode(model.tokenizer, text, pair, max_length=limit) for text, pair in texts)
 
     def compute(batch: list[tuple[Ints, Ints]]) -> Array:
@@ -98,7 +99,7 @@ def evaluate(
     examples: Sequence[glue.Example] = data.examples[:limit]
     order: list[int] | None = None
     predictions = []
-    for example_logits in logits(model, ((e.text, e.pair) for e in examples), max_length=max_length):
+    for example_logits in logits(model, ((e.text, e.pair) for e in examples), max_length=max_length or MAX_LENGTH):
         if order is None:
             if len(example_logits) != len(data.task.labels):
                 theirs, ours = len(example_logits), len(data.task.labels)

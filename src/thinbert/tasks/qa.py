@@ -36,6 +36,13 @@ def default_stride(max_length: int) -> int:
     return min(max_length // 2, STRIDE)
 
 
+def fitting(question: Tokens, context: Tokens, *, max_length: int, stride: int) -> Tokens:
+    """A question, cut where windows over the context could not move on past it."""
+    if len(question) + len(context) + 3 <= max_length:
+        return question
+    return question.cut(max(1, max_length - 3 - stride - 1))
+
+
 def windows(question: Tokens, context: Tokens, *, max_length: int, stride: int, cls: int, sep: int) -> Iterator[Window]:
     """Windows of at most `max_length` tokens over a context, each sharing `stride` tokens with the one before.
 
