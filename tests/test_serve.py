@@ -319,6 +319,19 @@ def test_files_that_changed_are_named(client: TestClient, tmp_path: Path) -> Non
     assert found["stale"] == [first]
 
 
+def test_forms_that_cannot_be_read(client: TestClient) -> None:
+    r = client.post("/v1/documents", content=b"x", headers={"Content-Type": "multipart/form-data"})
+    assert (r.status_code, "boundary" in r.json()["error"]) == (422, True)
+
+
+def test_which_routes_need_a_key_is_described(tmp_path: Path) -> None:
+    with client_of(tmp_path, keys=("k",)) as client:
+        described = client.get("/openapi.json", headers={"X-API-Key": "k"}).json()["paths"]
+        for path, operations in described.items():
+            if "{" not in path and "get" in operations:
+                assert ("security" in operations["get"]) == (client.get(path).status_code == 401), path
+
+
 def test_names_that_are_no_text(client: TestClient) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
     part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="\\ud800.zip"\r\n\r\nPK\r\n--x--\r\n'
@@ -534,6 +547,10 @@ def test_metrics(client: TestClient) -> None:
 def test_the_api_is_described(client: TestClient) -> None:
     api = client.get("/openapi.json").json()
     assert {"/predict", "/v1/ask", "/v1/documents", "/v2/models/{name}/infer", "/healthz"} <= api["paths"].keys()
+    infer = api["paths"]["/v2/models/{name}/infer"]["post"]
+    schema = infer["requestBody"]["content"]["application/json"]["schema"]
+    assert client.post("/v2/models/default/infer", json=schema["example"]).status_code == 200
+    assert next(p for p in infer["parameters"] if p["name"] == "name")["schema"]["examples"] == ["default"]
     for name in ("/", "/docs", "/web/app.js", "/web/style.css", "/web/docs.js", "/web/icon.svg"):
         r = client.get(name)
         assert r.status_code == 200

@@ -489,9 +489,8 @@ def _evaluate_classes(
     as_json: bool,
 ) -> None:
     from thinbert.errors import InputError
-    from thinbert.files import write_atomic
-    from thinbert.tasks import bootstrap, classify, glue
-    from thinbert.tasks.evaluate import open_run
+    from thinbert.tasks import glue
+    from thinbert.tasks.evaluate import evaluate_classes
 
     if task not in glue.TASKS:
         raise InputError(f"task {task!r}; thinbert evaluates squad, {', '.join(glue.TASKS)}")
@@ -499,19 +498,10 @@ def _evaluate_classes(
     if max_length is not None and max_length > model.config.positions:
         raise InputError(f"windows of {max_length} tokens; model {model.name} takes at most {model.config.positions}")
     dataset = glue.read_glue(data, glue.TASKS[task])
-    what: dict[str, Any] = {"thinbert": __version__, "model": model.sha256, "data": dataset.sha256, "task": task}
-    what |= {"precision": precision, "limit": limit, "max_length": max_length}
-    with open_run(out, what, model.name):
-        with progress.counting("texts") as count:
-            scores, predictions = classify.evaluate(model, dataset, limit=limit, max_length=max_length, progress=count)
-        names = [dataset.task.labels[p] for p in predictions]
-        try:
-            for name, value in (("predictions.json", names), ("metrics.json", scores)):
-                write_atomic(out / name, (json.dumps(value, indent=1) + "\n").encode())
-            right = [100.0 * (e.label == p) for e, p in zip(dataset.examples, predictions, strict=False)]
-            bootstrap.write_per_question(out, ("accuracy",), {str(n): [value] for n, value in enumerate(right)})
-        except OSError as e:
-            raise InputError(f"{out}: cannot be written: {e.strerror or e}") from e
+    with progress.counting("texts") as count:
+        scores = evaluate_classes(
+            model, dataset, out, precision=precision, limit=limit, max_length=max_length, progress=count
+        )
     if as_json:
         show.print_json({"model": model.name, "data": str(data), "out": str(out), **scores})
         return

@@ -79,16 +79,18 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from elsewhere; ours does not
         redoc_url=None,
-        # the guard checks keys; this says so to those who read the description
-        dependencies=[Security(HTTPBearer(auto_error=False))] if settings.keys else [],
     )
     app.state.server = server
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Refusal, "description": why} for status, why in _REFUSALS.items()
     }
+    # the guard checks keys; this says so to those who read the description
+    keys = [Security(HTTPBearer(auto_error=False))] if settings.keys else []
     for routes in (inference.routes(server), documents.routes(server), inference.open_inference(server)):
-        app.include_router(routes, responses=refusals)
-    for routes in (_health(server), _web()):  # last: each request looks through the routes in this order
+        app.include_router(routes, responses=refusals, dependencies=keys)
+    # last: each request looks through the routes in this order
+    app.include_router(_metrics(server), responses={n: refusals[n] for n in (401, 403)}, dependencies=keys)
+    for routes in (_health(server), _web()):
         app.include_router(routes)
 
     @app.exception_handler(StarletteHTTPException)
@@ -98,6 +100,8 @@ def create_app(
             return JSONResponse({"error": f"not JSON that can be read: {e.__cause__}"}, 422)
         if e.status_code == 400 and isinstance(e.__cause__, OSError):  # of a form whose files are laid on the disk
             return JSONResponse({"error": f"the upload cannot be kept: {e.__cause__.strerror}"}, 507)
+        if e.status_code == 400 and request.headers.get("content-type", "").startswith("multipart/"):
+            return JSONResponse({"error": f"the form cannot be read: {e.detail}"}, 422)
         return JSONResponse({"error": e.detail}, e.status_code, headers=e.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -163,6 +167,22 @@ def _health(server: Server) -> APIRouter:
         if not server.ready:
             return JSONResponse({"status": "not ready"}, 503)
         return JSONResponse({"status": "ready"})
+
+    @routes.head("/v2/health/live", include_in_schema=False)
+    @routes.get("/v2/health/live", summary="The process runs, as the Open Inference Protocol asks")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @routes.head("/v2/health/ready", include_in_schema=False)
+    @routes.get("/v2/health/ready", summary="It takes requests, as the Open Inference Protocol asks")
+    async def ready() -> JSONResponse:
+        return JSONResponse({"ready": server.ready}, 200 if server.ready else 503)
+
+    return routes
+
+
+def _metrics(server: Server) -> APIRouter:
+    routes = APIRouter(tags=["health"])
 
     @routes.get("/metrics", summary="Counters for Prometheus")
     async def metrics() -> Response:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, HTTPException, Path, Request, Response
 from pydantic import BaseModel, Field
 
 from thinbert import __version__
@@ -122,20 +121,12 @@ def routes(server: Server) -> APIRouter:
 def open_inference(server: Server) -> APIRouter:
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
     header = "Inference-Header-Content-Length"
+    some_name, some_model = next(iter(server.models.items()))
+    Name = Annotated[str, Path(examples=[some_name])]
 
     @routes.get("", summary="The server")
     async def about() -> dict[str, Any]:
         return {"name": "thinbert", "version": __version__, "extensions": ["binary_tensor_data"]}
-
-    @routes.head("/health/live", include_in_schema=False)
-    @routes.get("/health/live", summary="The process runs")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @routes.head("/health/ready", include_in_schema=False)
-    @routes.get("/health/ready", summary="It takes requests")
-    async def ready() -> JSONResponse:
-        return JSONResponse({"ready": server.ready}, 200 if server.ready else 503)
 
     def model_of(name: str, version: str | None) -> Model:
         model = server.models.get(name)
@@ -146,7 +137,7 @@ def open_inference(server: Server) -> APIRouter:
 
     @routes.get("/models/{name}", summary="A model's inputs and outputs")
     @routes.get("/models/{name}/versions/{version}", include_in_schema=False)
-    async def described(name: str, version: str | None = None) -> dict[str, Any]:
+    async def described(name: Name, version: str | None = None) -> dict[str, Any]:
         model = model_of(name, version)
         inputs, outputs = _signature(model)
         return {
@@ -159,15 +150,18 @@ def open_inference(server: Server) -> APIRouter:
 
     @routes.get("/models/{name}/ready", summary="Whether a model takes requests")
     @routes.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
-    async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
+    async def model_ready(name: Name, version: str | None = None) -> dict[str, Any]:
         model_of(name, version)
         return {"name": name, "ready": server.ready}
 
-    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": _INFER}}}}
+    required = [name for name in _signature(some_model)[0] if name != "text_pair"]
+    tensors = [{"name": name, "datatype": "BYTES", "shape": [1], "data": [f"some {name}"]} for name in required]
+    schema = {**_INFER, "example": {"inputs": tensors}}
+    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
     @routes.post("/models/{name}/infer", summary="Infer, in JSON or with binary tensors", openapi_extra=body)
     @routes.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
-    async def infer(request: Request, name: str, version: str | None = None) -> Response:
+    async def infer(request: Request, name: Name, version: str | None = None) -> Response:
         model = model_of(name, version)
         try:
             asked = protocol.parse(await request.body(), request.headers.get(header))

@@ -1,6 +1,6 @@
-"""Evaluation of a question-answering model on SQuAD-like data: answer every question, keep everything, score.
+"""Evaluation on labelled data: answer every question, or classify every text, keep everything, score.
 
-The folder it writes:
+The folder it writes, of questions:
 
     run.json              what was run: model and data by hash, settings, versions, machine
     answers.jsonl         one line per question, as they are answered; an interrupted run goes on from here
@@ -28,7 +28,7 @@ from thinbert._core import cpu_features
 from thinbert.api import Model
 from thinbert.errors import InputError
 from thinbert.files import lock, write_atomic
-from thinbert.tasks import bootstrap, metrics
+from thinbert.tasks import bootstrap, classify, glue, metrics
 from thinbert.tasks.calibration import auroc
 from thinbert.tasks.qa import Reading
 from thinbert.tasks.squad import Dataset, Question, read_json_object
@@ -118,6 +118,40 @@ def _evaluate(
         _write_json(out / "nbest.json", {r["id"]: r["answers"] for r in answered})
         bootstrap.write_per_question(out, ("exact", "f1"), each)
         _write_json(out / "metrics.json", scores)
+    return scores
+
+
+def evaluate_classes(
+    model: Model,
+    data: glue.Classified,
+    out: Path,
+    *,
+    precision: str,
+    limit: int | None = None,
+    max_length: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, float]:
+    """Classifies every text of a data set into `out` (run.json, predictions.json, per_question.json, metrics.json; all
+    anew where it was interrupted), and returns the scores.
+
+    Args:
+        precision: of the model's arithmetic.
+        limit: only so many texts, the first.
+        max_length: tokens of a text; 128.
+    Raises:
+        InputError: `out` holds another run or cannot be written, or the model has another number of classes.
+    """
+    what: dict[str, Any] = {"thinbert": __version__, "model": model.sha256, "data": data.sha256, "task": data.task.name}
+    what |= {"precision": precision, "limit": limit, "max_length": max_length}
+    with open_run(out, what, model.name):
+        scores, predictions = classify.evaluate(model, data, limit=limit, max_length=max_length, progress=progress)
+        right = [100.0 * (e.label == p) for e, p in zip(data.examples, predictions, strict=False)]
+        try:
+            _write_json(out / "predictions.json", [data.task.labels[p] for p in predictions])
+            bootstrap.write_per_question(out, ("accuracy",), {str(n): [value] for n, value in enumerate(right)})
+            _write_json(out / "metrics.json", scores)
+        except OSError as e:
+            raise InputError(f"{out}: cannot be written: {e.strerror or e}") from e
     return scores
 
 

@@ -23,6 +23,7 @@ function type(schema) {
 function example(schema, depth = 0) {
   const s = named(schema);
   if (!s || depth > 5) return null;
+  if (s.example !== undefined) return s.example;
   if (s.default !== undefined && s.default !== null) return s.default;
   if (s.anyOf) return example(s.anyOf[0], depth + 1);
   if (s.type === "object" && s.properties) {
@@ -56,14 +57,17 @@ for (const [path, methods] of Object.entries(api.paths)) {
       make("code", path), ` ${route.summary ?? ""}`);
     const details = make("details", "", title);
     if (route.description) details.append(make("p", route.description));
+    let url = location.origin + path;
+    for (const p of route.parameters ?? [])
+      if (p.in === "path" && p.schema.examples) url = url.replace(`{${p.name}}`, encodeURIComponent(p.schema.examples[0]));
     if (json) {
       details.append(...fields(json));
       const body = JSON.stringify(example(json));
-      details.append(make("pre", `curl ${location.origin}${path} -H 'Content-Type: application/json' \\\n  -d '${body.replaceAll("'", "'\\''")}'`));
+      details.append(make("pre", `curl ${url} -H 'Content-Type: application/json' \\\n  -d '${body.replaceAll("'", "'\\''")}'`));
     } else if (content["multipart/form-data"]) {
-      details.append(make("pre", `curl ${location.origin}${path} -F files=@paper.pdf`));
+      details.append(make("pre", `curl ${url} -F files=@paper.pdf`));
     } else {
-      details.append(make("pre", `curl ${method === "get" ? "" : `-X ${method.toUpperCase()} `}${location.origin}${path}`));
+      details.append(make("pre", `curl ${method === "get" ? "" : `-X ${method.toUpperCase()} `}${url}`));
     }
     details.append(make("p", "Answers: " + Object.entries(route.responses ?? {}).map(([code, r]) => `${code} ${r.description}`).join("; ")));
     groups.get(group).push(Object.assign(make("div", "", details), { className: "card" }));
