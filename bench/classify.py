@@ -13,14 +13,13 @@ import argparse
 import importlib
 import json
 import os
-import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import ENGINES, OURS, Worker, report
+from compare import ENGINES, OURS, Worker, rates, report, turns
 
 HERE = Path(__file__).parent
 BATCH, BUCKET = 32, 16
@@ -110,7 +109,7 @@ def main() -> None:
         worker(args)
         return
 
-    from models import as_float
+    from models import as_float, keep_samples
 
     import thinbert
     from thinbert.tasks import classify, glue
@@ -121,27 +120,18 @@ def main() -> None:
     folder = as_float(twin)
     tokenizer = thinbert.load(twin).tokenizer
     samples = [classify.encode(tokenizer, e.text, e.pair) for e in data.examples[-CALIBRATION:]]
-    (folder / "calibration.json").write_text(json.dumps([[ids.tolist(), types.tolist()] for ids, types in samples]))
+    keep_samples(folder, samples)
     rest = ["--task", args.task, "--folder", str(folder), "--texts", str(args.texts), "--threads", str(args.threads)]
     models = {OURS: args.model, **({f"{OURS}, of the twin": twin} if args.twin else {}), **dict.fromkeys(PEERS, twin)}
     workers = {
         name: Worker(name, [__file__, str(args.data), "--worker", name, "--model", model, *rest], args.threads)
         for name, model in models.items()
     }
-    rates: dict[str, list[float]] = {name: [] for name in workers}
-    scores = {}
-    for _ in range(args.rounds):
-        for name, w in workers.items():
-            answer = w.ask()
-            rates[name].append(len(labels) / answer["seconds"])
-            scores[name] = glue.score(data.task, labels, answer["classes"])["accuracy"]
-    ours = statistics.median(rates[OURS])
-    rows = []
-    for name, w in workers.items():
-        rate = statistics.median(rates[name])
-        rows.append({"engine": name, "texts_per_second": rate, "accuracy": scores[name], "ours_over_it": ours / rate})
-        print(f"{name:32s} {rate:7.0f} texts/s   accuracy {scores[name]:.1f}   ours {ours / rate:.2f}x", flush=True)
+    answers = turns(workers, args.rounds)
+    for w in workers.values():
         w.close()
+    accuracy = {n: glue.score(data.task, labels, each[-1]["classes"])["accuracy"] for n, each in answers.items()}
+    rows = rates(answers, len(labels), "texts", accuracy=accuracy)
     report(args.out, args.threads, task=args.task, texts=len(labels), rows=rows)
 
 

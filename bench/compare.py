@@ -113,6 +113,28 @@ class Worker:
         return answer
 
 
+def turns(workers: dict[str, Worker], rounds: int, **request: Any) -> dict[str, list[dict[str, Any]]]:
+    """What each worker answers, asked in turns, so that what slows the machine for a while slows all of them."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, w in workers.items():
+            answers[name].append(w.ask(**request))
+    return answers
+
+
+def rates(answers: dict[str, list[dict[str, Any]]], count: int, unit: str, **scores: dict[str, float]) -> list[Any]:
+    """Rows of a table, printed too: how many of `count` things each engine does a second, its scores, ours over it."""
+    rate = {name: count / statistics.median(a["seconds"] for a in each) for name, each in answers.items()}
+    rows = []
+    for name, each in rate.items():
+        ratio = rate[OURS] / each
+        own = {score: of[name] for score, of in scores.items()}
+        rows.append({"engine": name, f"{unit}_per_second": each, **own, "ours_over_it": ratio})
+        shown = "".join(f"   {score} {value:.2f}" for score, value in own.items())
+        print(f"{name:32s} {each:7.1f} {unit}/s{shown}   ours {ratio:.2f}x", flush=True)
+    return rows
+
+
 def report(out: Path | None, threads: int, **results: Any) -> None:
     """Prints results as one line of JSON, with date and machine, and writes them to `out`."""
     from thinbert._core import cpu_features
@@ -134,12 +156,8 @@ def compare(workers: dict[str, Worker], exact: Any, batch: int, tokens: int, rou
         if not error <= ENGINES[name][2]:
             raise SystemExit(f"{name}, {tokens} tokens: relative error {error:.3f} of the logits; nothing was timed")
         row["engines"][name] = {"relative_error": round(error, 5)}
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(rounds):
-        for name, w in workers.items():
-            times[name] += w.ask(batch=batch, tokens=tokens, runs=RUNS, logits=False)["ms"]
-    for name, values in times.items():
-        low, middle, high = statistics.quantiles(values, n=4)
+    for name, answers in turns(workers, rounds, batch=batch, tokens=tokens, runs=RUNS, logits=False).items():
+        low, middle, high = statistics.quantiles([ms for answer in answers for ms in answer["ms"]], n=4)
         row["engines"][name] |= {"median_ms": round(middle, 3), "spread_ms": round(high - low, 3)}
     ours = row["engines"][OURS]["median_ms"]
     for engine in row["engines"].values():

@@ -1,6 +1,7 @@
 """Models to time: BERTs with random weights and the zeros of each published pattern, made once under bench/made."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,11 @@ def as_float(model: str) -> Path:
             config.pop(own, None)
         (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def keep_samples(folder: Path, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Ids and types of real inputs, where a peer that is quantised by example looks for them."""
+    (folder / "calibration.json").write_text(json.dumps([[ids.tolist(), types.tolist()] for ids, types in rows]))
 
 
 def widened(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from compare import OURS, Worker, report
+from compare import OURS, Worker, report, turns
 from models import as_float
 from squad import calibrate
 
@@ -73,13 +73,10 @@ def main() -> None:
         )
         for name, (engine, model) in models.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(args.rounds):
-        for name, w in workers.items():
-            times[name].append(1e3 * w.ask(alone=True)["seconds"] / args.questions)
+    answers = turns(workers, args.rounds, alone=True)
     for w in workers.values():
         w.close()
-    median = {name: statistics.median(values) for name, values in times.items()}
+    median = {n: 1e3 * statistics.median(a["seconds"] for a in each) / args.questions for n, each in answers.items()}
     print(f"\n{PEER}, of {args.base}: {median[PEER]:.2f} ms a question\n")
     head = ("row", "EM", "F1 (95 %)", f"to {args.base} (95 %)", "int8 − float", "MB", "ms a question")
     head = (*head, "OpenVINO int8 / ours", "SST-2")

@@ -12,7 +12,6 @@ import argparse
 import importlib
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import ENGINES, OURS, Worker, report
+from compare import ENGINES, OURS, Worker, rates, report, turns
 
 HERE = Path(__file__).parent
 MAX_LENGTH, BUCKET = 384, 16
@@ -54,6 +53,8 @@ class Peer:
 
 def calibrate(model: str, questions: Sequence[Any], folder: Path) -> None:
     """Real windows for a peer that is quantised by example: of questions at the other end of the data."""
+    from models import keep_samples
+
     import thinbert
 
     loaded = thinbert.load(model)
@@ -61,8 +62,7 @@ def calibrate(model: str, questions: Sequence[Any], folder: Path) -> None:
     for q in questions:
         tokens = loaded.tokenizer(q.question), loaded.tokenizer(q.context)
         windows += loaded.windows(*tokens, max_length=MAX_LENGTH, stride=128)
-    path = folder / "calibration.json"
-    path.write_text(json.dumps([[w.ids.tolist(), w.types.tolist()] for w in windows]))
+    keep_samples(folder, [(w.ids, w.types) for w in windows])
 
 
 def worker(args: argparse.Namespace) -> None:
@@ -121,21 +121,11 @@ def main() -> None:
         name: Worker(name, [__file__, str(args.data), "--worker", name, "--model", args.model, *rest], args.threads)
         for name in (OURS, *PEERS)
     }
-    rates: dict[str, list[float]] = {name: [] for name in workers}
-    scores = {}
-    for _ in range(args.rounds):
-        for name, w in workers.items():
-            answer = w.ask()
-            rates[name].append(len(golds) / answer["seconds"])
-            scores[name] = score_v1(golds, answer["answers"])["f1"]
-    ours = statistics.median(rates[OURS])
-    rows = []
-    for name, w in workers.items():
-        rate = statistics.median(rates[name])
-        rows.append({"engine": name, "questions_per_second": rate, "f1": scores[name], "ours_over_it": ours / rate})
-        print(f"{name:28s} {rate:7.1f} questions/s   F1 {scores[name]:.2f}   ours {ours / rate:.2f}x", flush=True)
+    answers = turns(workers, args.rounds)
+    for w in workers.values():
         w.close()
-    report(args.out, args.threads, questions=len(golds), rows=rows)
+    f1 = {name: score_v1(golds, each[-1]["answers"])["f1"] for name, each in answers.items()}
+    report(args.out, args.threads, questions=len(golds), rows=rates(answers, len(golds), "questions", f1=f1))
 
 
 if __name__ == "__main__":

@@ -184,8 +184,10 @@ class Pass {
         project(layer, which, tiles_[t], {0, layer.heads}, x(t), keys, values, s);
         if (last) write(tiles_[t], x(t));
       }
-      if (shared_.vectors) project(layer, which, shared_, heads, s.shared_x, keys, values, s);
-      if (shared_.vectors && last && thread == 0) write(shared_, s.shared_x);
+      if (shared_.vectors) {
+        project(layer, which, shared_, heads, s.shared_x, keys, values, s);
+        if (last && thread == 0) write(shared_, s.shared_x);
+      }
       meet();
       if (last) return classify(layer, thread, keys, values, s);
       for (int t; (t = take(2 * i + 1, thread)) >= 0;) {
@@ -425,9 +427,14 @@ class Pass {
   AttentionInput attention(int head, size_t vector, const Sequence& sequence, const Heads& keys, const Heads& values) const {
     const size_t first = head * vectors_.size(), mine = first + vector;
     const size_t theirs = first + static_cast<size_t>(sequence.first_vector), row = static_cast<size_t>(e_.head_size) * kLanes;
-    return {queries_.bytes + mine * row,   queries_.scale + mine * kLanes,  keys.bytes + theirs * row,
-            keys.scale + theirs * kLanes,  keys.sum + theirs * kLanes,      values.bytes + theirs * row,
-            values.scale + theirs * kLanes, sequence.length};
+    return {queries_.bytes + mine * row,
+            queries_.scale + mine * kLanes,
+            keys.bytes + theirs * row,
+            keys.scale + theirs * kLanes,
+            keys.sum + theirs * kLanes,
+            values.bytes + theirs * row,
+            values.scale + theirs * kLanes,
+            sequence.length};
   }
 
   // out [H d][V][16] = softmax(q k^T / sqrt(d)) v of some heads

@@ -63,9 +63,8 @@ def routes(server: Server) -> APIRouter:
         held = library()
         added, refused, failure = [], [], HTTPException(422)
         for sent in files:
-            name = (
-                (sent.filename or "document").encode(errors="replace").decode()
-            )  # whatever the client calls its bytes
+            # the client says what its bytes mean, and they need not be text
+            name = (sent.filename or "document").encode(errors="replace").decode()
 
             # a file lies on disk until its turn comes
             def store(name: str = name, file: BinaryIO = sent.file) -> dict[str, Any]:
