@@ -90,20 +90,20 @@ def test_a_fault_while_results_are_handed_out() -> None:
 
 
 def test_a_long_request_lets_a_short_one_by() -> None:
-    runtime = Slow(0.01)
+    runtime = Slow()
+    runtime.gate.clear()
     batcher = Batcher(runtime, pass_tokens=100)
-    ends: dict[str, float] = {}
-
-    def run(name: str, lengths: list[int]) -> None:
-        ask(batcher, lengths, 1000)
-        ends[name] = time.perf_counter()
-
-    long = threading.Thread(target=run, args=("long", [50] * 60))
+    long = threading.Thread(target=ask, args=(batcher, [50] * 60, 1000))
+    short = threading.Thread(target=ask, args=(batcher, [10], 1000))
     long.start()
-    time.sleep(0.03)
-    run("short", [10])
+    time.sleep(0.1)  # it is in its first pass
+    short.start()
+    time.sleep(0.1)
+    runtime.gate.set()
     long.join()
-    assert ends["short"] < ends["long"] - 0.1
+    short.join()
+    (turn,) = (n for n, lengths in enumerate(runtime.passes) if 10 in lengths)
+    assert turn < 3 < len(runtime.passes)
     batcher.close()
 
 

@@ -261,10 +261,10 @@ def test_any_bytes_are_read_or_refused(content: bytes, suffix: str) -> None:
     ],
 )
 def test_time_grows_with_the_size_and_no_faster(content: str, suffix: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     document = parse_document("name", b"word\n\n" + content.encode(), suffix)
     pieces = [p for page in document.pages for p in passages(page)]
-    assert time.perf_counter() - begun < 3
+    assert time.process_time() - begun < 3
     assert sum(len(h) for p in pieces for _, h in p.headings) < 20 * len(content) + 1000
 
 

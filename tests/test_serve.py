@@ -375,7 +375,17 @@ def test_hostile_uploads_end(client: TestClient, monkeypatch: pytest.MonkeyPatch
     r = client.post("/v1/documents", files={"files": ("slow.html", b"<p>x" * 3_000_000)})
     assert r.status_code == 422
     assert "slow.html: takes more than" in r.json()["error"]
-    assert time.perf_counter() - begun < 20
+    assert time.perf_counter() - begun < 50  # and not PATIENCE
+
+
+def test_a_reader_that_is_long_in_starting_gets_all_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = tmp_path / "python"
+    late.write_text(f'#!/bin/sh\nsleep 0.5\nexec {sys.executable} "$@"\n')
+    late.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(late))
+    monkeypatch.setattr("thinbert.serve.parse.PATIENCE", 20)
+    text = "A file larger than a pipe holds. " * 30_000
+    assert parse_apart("a.txt", text.encode(), ".txt").pages[0].text == text
 
 
 def test_an_upload_that_is_withdrawn_is_read_no_further() -> None:
@@ -506,34 +516,47 @@ def test_content_is_logged_only_when_asked(tmp_path: Path, caplog: pytest.LogCap
         assert [ANSWER in json.dumps(line) for line in lines] == [wanted] * 3
 
 
-class Slow:
-    """A runtime that takes its time."""
+class Held:
+    """A runtime that notes whose thread it computes in, and can be held while it does."""
 
-    def __init__(self, runtime: Any, seconds: float) -> None:
-        self._runtime, self._seconds, self.calls = runtime, seconds, 0
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self.threads: list[threading.Thread] = []
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.may_end.set()
 
     def span_logits(self, *inputs: Any) -> Any:
-        self.calls += 1
-        time.sleep(self._seconds)
+        self.threads.append(threading.current_thread())
+        self.begun.set()
+        assert self.may_end.wait(30), "nothing else was answered meanwhile"
         return self._runtime.span_logits(*inputs)
+
+
+def until(true: Callable[[], Any], seconds: float = 30) -> None:
+    """Waits, as long as it takes on this machine; `true` is asked again and again."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds:g} seconds"
+        time.sleep(0.02)
 
 
 def test_too_many_and_too_long(tmp_path: Path) -> None:
     model = thinbert.load("default", threads=1)
-    slow = model.runtime = Slow(model.runtime, 0.4)  # type: ignore[assignment]
-    app = create_app({"default": model}, None, Settings(log=False, max_waiting=2, timeout=0.2))
+    held = model.runtime = Held(model.runtime)  # type: ignore[assignment]
+    held.may_end.clear()
+    app = create_app({"default": model}, None, Settings(log=False, max_waiting=2, timeout=1))
     with TestClient(app) as client:
-        asked = {"question": QUESTION, "context": CONTEXT}
         with ThreadPoolExecutor(6) as pool:
-            results = list(pool.map(lambda _: client.post("/predict", json=asked), range(6)))
+            results = list(pool.map(lambda _: client.post("/predict", json=ASKED), range(6)))
+        held.may_end.set()
         codes = sorted(r.status_code for r in results)
         assert codes == [429] * 4 + [504] * 2
         assert all(r.headers["retry-after"] == "1" for r in results if r.status_code == 429)
-        assert next(r for r in results if r.status_code == 504).json()["error"] == "not done within 0.2 seconds"
+        assert next(r for r in results if r.status_code == 504).json()["error"] == "not done within 1 seconds"
         text = client.get("/metrics").text
         assert 'thinbert_requests_total{route="/predict",status="429"} 4.0' in text
         assert "thinbert_requests_in_flight 0.0" in text
-    assert slow.calls <= 2
+    assert len(held.threads) <= 2
 
 
 def test_metrics(client: TestClient) -> None:
@@ -736,6 +759,15 @@ class Running:
                 break
         pytest.fail(self.log.read_text())
 
+    def metrics(self) -> str:
+        return urllib.request.urlopen(f"{self.url}/metrics").read().decode()
+
+    def holds(self, requests: int) -> bool:
+        """Whether so many wait or are computed, or have been."""
+        text = self.metrics()
+        numbers = re.findall(r'(?:_in_flight|route="/predict",status="200"}) ([\d.]+)', text)
+        return sum(map(float, numbers)) >= requests
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(40)
@@ -795,7 +827,7 @@ def test_sigterm_drains(server: Running) -> None:
         waiting = [
             pool.submit(post, f"{server.url}/predict", {"question": QUESTION, "context": long}) for _ in range(3)
         ]
-        time.sleep(0.4)
+        until(lambda: server.holds(3))
         code = server.stop()
         assert [w.result()["answer"] for w in waiting] == [ANSWER] * 3
     assert code == 0
@@ -810,21 +842,15 @@ def test_a_client_that_hangs_up_frees_its_work(server: Running) -> None:
     head = "\r\n".join(("POST /predict HTTP/1.1", *fields, "", ""))
     with socket.create_connection(("127.0.0.1", server.port)) as s:
         s.sendall(head.encode() + body)
-        time.sleep(0.5)
+        until(lambda: server.holds(1))
     begun = time.perf_counter()
     assert post(f"{server.url}/predict", ASKED)["answer"] == ANSWER
-    assert time.perf_counter() - begun < 3
-    for _ in range(100):
-        if '"status": 499' in server.log.read_text():
-            break
-        time.sleep(0.05)
-    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    assert 'thinbert_requests_total{route="/predict",status="499"} 1.0' in text
+    assert time.perf_counter() - begun < 10
+    until(lambda: 'thinbert_requests_total{route="/predict",status="499"} 1.0' in server.metrics())
     counted = []
     for _ in range(2):
         time.sleep(0.5)  # what was in a pass is through it
-        text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-        counted.append(re.search(r"thinbert_tokens_total ([\d.e+]+)", text)[1])  # type: ignore[index]
+        counted.append(re.search(r"thinbert_tokens_total ([\d.e+]+)", server.metrics())[1])  # type: ignore[index]
     assert counted[0] == counted[1]
 
 
@@ -868,7 +894,7 @@ def test_heads_end(tmp_path: Path) -> None:
                 s.sendall(sent)
                 answer = s.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 " + status if status else b"")
-        assert time.perf_counter() - begun < 5
+        assert time.perf_counter() - begun < 15
     with httpx.Client(base_url=server.url) as one:  # and what is in order goes on, over one connection
         assert [one.get("/healthz", headers={"X-Long": "x" * 30_000}).status_code for _ in range(3)] == [200] * 3
     assert server.stop() == 0
@@ -880,12 +906,10 @@ def test_bodies_under_way_are_counted(tmp_path: Path) -> None:
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     )
     with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20)) for _ in range(3)]
-        for s in held[:2]:
+        for _ in range(2):
+            s = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
             s.sendall(head)
-        time.sleep(0.3)
-        held[2].sendall(head)
-        assert held[2].recv(1000).startswith(b"HTTP/1.1 429 ")
+        until(lambda: httpx.post(f"{server.url}/predict", json=ASKED).status_code == 429)
     assert server.stop() == 0
 
 
@@ -905,26 +929,28 @@ def test_a_body_that_comes_by_drops(tmp_path: Path) -> None:
             except TimeoutError:
                 s.sendall(b" ")
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert time.perf_counter() - begun < 5
+    assert time.perf_counter() - begun < 15
     assert server.stop() == 0
 
 
 def test_uploads_at_a_time(server: Running) -> None:
     head = "POST /v1/documents HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n"
     head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+
+    def upload() -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/documents", files={"files": ("a.txt", CONTEXT.encode())})
+
     with ExitStack() as stack:
         for _ in range(8):
             s = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
             s.sendall(head.encode())
-        time.sleep(0.5)
-        sent = {"files": ("a.txt", CONTEXT.encode())}
-        r = httpx.post(f"{server.url}/v1/documents", files=sent)
+        until(lambda: upload().status_code == 429)
+        r = upload()
         assert (r.status_code, r.json()["error"]) == (429, "8 uploads are under way; try again")
         assert r.headers["retry-after"] == "1"
         # questions are still answered
         assert post(f"{server.url}/predict", {"question": QUESTION, "context": CONTEXT})["answer"] == ANSWER
-    time.sleep(0.5)
-    assert httpx.post(f"{server.url}/v1/documents", files=sent).status_code == 201
+    until(lambda: upload().status_code == 201)
 
 
 def test_killed_while_uploading(tmp_path: Path) -> None:
@@ -997,19 +1023,6 @@ def test_starting_says_what_is_wrong(cli: Any, tmp_path: Path) -> None:
         assert (r.code, f"{option} is inf; expected a number" in r.err) == (2, True)
 
 
-class Whose:
-    """A runtime that notes whose thread it computes in, and may take its time."""
-
-    def __init__(self, runtime: Any, seconds: float = 0.0) -> None:
-        self._runtime, self._seconds = runtime, seconds
-        self.threads: list[threading.Thread] = []
-
-    def span_logits(self, *inputs: Any) -> Any:
-        self.threads.append(threading.current_thread())
-        time.sleep(self._seconds)
-        return self._runtime.span_logits(*inputs)
-
-
 @asynccontextmanager
 async def on_this_loop(runtime: Callable[[Any], Any]) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
     model = thinbert.load("default", threads=1)
@@ -1024,13 +1037,16 @@ def test_the_loop_is_free_while_the_engine_computes() -> None:
     """Health is answered while long requests are computed, however short their text is."""
 
     async def ask() -> None:
-        async with on_this_loop(lambda runtime: Whose(runtime, 0.5)) as (computes, client):
+        async with on_this_loop(Held) as (computes, client):
             for _ in range(2):  # the second time it is known that it will take long
+                computes.begun.clear()
+                computes.may_end.clear()
                 long = asyncio.create_task(client.post("/predict", json=ASKED))
-                await asyncio.sleep(0.1)
-                begun = time.perf_counter()
+                while not computes.begun.is_set():
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2)  # that long it takes at least
                 assert (await client.get("/healthz")).status_code == 200
-                assert time.perf_counter() - begun < 0.3
+                computes.may_end.set()
                 assert (await long).json()["answer"] == ANSWER
             assert threading.current_thread() not in computes.threads
 
@@ -1041,7 +1057,7 @@ def test_long_bodies_go_to_a_thread_whatever_was_learnt() -> None:
     """Megabytes of white space are read in no time, and must not make a text of that length look short."""
 
     async def ask() -> None:
-        async with on_this_loop(Whose) as (computes, client):
+        async with on_this_loop(Held) as (computes, client):
             space = json.dumps({"question": "Who?", "context": "Anna"}) + " " * 1_000_000
             for _ in range(40):
                 r = await client.post("/predict", content=space, headers={"content-type": "application/json"})
@@ -1062,12 +1078,13 @@ def test_a_model_outlives_its_server() -> None:
         assert found.text == ANSWER
 
 
-def test_what_is_short_and_alone_is_computed_on_the_loop() -> None:
+def test_what_is_short_and_alone_is_computed_on_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thinbert.serve.server._SHORT", 0.1)  # what it is where others have the cores too
     tensors = [{"name": name, "datatype": "BYTES", "shape": [1], "data": [text]} for name, text in ASKED.items()]
     asked = {"/predict": ASKED, "/": {"inputs": ASKED}, "/v2/models/default/infer": {"inputs": tensors}}
 
     async def ask() -> None:
-        async with on_this_loop(Whose) as (computes, client):
+        async with on_this_loop(Held) as (computes, client):
             for route, body in asked.items():
                 first = await client.post(route, json=body)
                 for _ in range(200):  # on a busy machine it takes a while until requests are known to be short

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
+from subprocess import DEVNULL, PIPE
 
 from thinbert.corpus.documents import Document, parse_document
 from thinbert.corpus.pages import Page
@@ -31,21 +33,18 @@ def parse_apart(name: str, content: bytes, suffix: str, *, wanted: Callable[[], 
     """
     command = [sys.executable, "-P", "-m", "thinbert.serve.parse", name, suffix, str(SECONDS), str(MEMORY)]
     latest = time.monotonic() + PATIENCE
-    given: bytes | None = content
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL) as child, ThreadPoolExecutor(1) as pool:
         try:
-            while True:
-                try:
-                    made, _ = child.communicate(given, timeout=0.2)
-                    break
-                except subprocess.TimeoutExpired:
-                    given = None  # it is on its way
+            # not communicate() with a timeout: called again it gives no more input (python/cpython#141473)
+            told = pool.submit(child.communicate, content)
+            while not wait([told], timeout=0.2).done:
                 if not wanted():
                     raise CancelledError("the upload was withdrawn")
                 if time.monotonic() > latest:
                     raise InputError(f"{name}: takes more than {SECONDS} seconds to read; split it")
         finally:
             child.kill()
+        made, _ = told.result()
     try:
         answer = json.loads(made)
     except ValueError:
