@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import thinbert
 import tiny
 from conftest import Cli
+from thinbert.batch import _Arriving
 
 TEXTS = ["Anna Voss built the mill in 1802.", "Bread is made from flour, water and salt."]
 ASKED = ["Who built the mill?", "What is bread made from?"]
@@ -149,6 +152,45 @@ def test_formats(cli: Cli, tmp_path: Path) -> None:
 
     piped = cli("batch", "-", "-o", "-", stdin="".join(json.dumps(r) + "\n" for r in records(2)).encode())
     assert [json.loads(line)["prediction"]["answer"] for line in piped.out.splitlines()][:1] == ["Anna Voss"]
+
+
+def test_a_line_is_answered_when_it_comes(cli: Cli) -> None:
+    """A program may write a line and wait for its answer before it writes the next."""
+    command = [sys.executable, "-m", "thinbert", "batch", "-", "-o", "-", "--limit", "3"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as talk:
+        assert talk.stdin is not None
+        assert talk.stdout is not None
+        for n, record in enumerate(records(3)):
+            line = json.dumps(record).encode()
+            talk.stdin.write(line[:20])
+            talk.stdin.flush()
+            talk.stdin.write(line[20:] + b"\n\n")
+            talk.stdin.flush()
+            assert json.loads(talk.stdout.readline())["n"] == n
+        assert talk.wait(30) == 0  # and waits for no fourth
+    many = "".join(json.dumps(r) + "\n" for r in records(100)).rstrip("\n")
+    rows = [json.loads(line) for line in cli("batch", "-", "-o", "-", stdin=many.encode()).out.splitlines()]
+    assert [row["n"] for row in rows] == list(range(100))
+
+
+@given(st.lists(st.binary(max_size=4) | st.sampled_from([b"\n", b"\n\n", b"a\nb"]), max_size=12))
+def test_lines_of_a_pipe_are_those_of_a_file(pieces: list[bytes]) -> None:
+    whole = b"".join(pieces)
+    pieces = [p for p in pieces if p]  # an empty one is the end
+
+    class Pipe(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, into: Any) -> int:
+            piece = pieces.pop(0) if pieces else b""
+            into[: len(piece)] = piece
+            return len(piece)
+
+    arriving = _Arriving(io.BufferedReader(Pipe()))
+    waited = [arriving.waits() for _ in range(3)]
+    assert [line.rstrip(b"\n") for line in arriving] == [line.rstrip(b"\n") for line in io.BytesIO(whole)]
+    assert waited == [False] * 3
 
 
 def test_shards_and_limits_divide_the_records(cli: Cli, tmp_path: Path) -> None:

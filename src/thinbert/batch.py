@@ -11,10 +11,11 @@ import io
 import itertools
 import json
 import os
+import select
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +33,7 @@ from thinbert.tasks.squad import DAMAGED, open_packed, read_json_object
 
 STDIO = "-"
 FORMATS = (".jsonl", ".csv", ".json")  # .json is SQuAD's, and only read
-_CHUNK = 64  # records that are read ahead and computed together
+_CHUNK = 64  # records that are computed together, of standard input those that have come
 _FLUSH = 64  # records after which what was written is made safe
 _OWN, _COLUMN = ("prediction", "error"), "prediction_"  # fields that are ours, and how columns of CSV begin that are
 
@@ -95,13 +96,15 @@ def run(
     fields = fields or Fields()
     target = None if out == STDIO else Path(out)
     _check(source, target)
-    records = _sharded(_records(source, fields, model, ask is not None), shard)
+    stdin = _Arriving(sys.stdin.buffer) if source == STDIO else None
+    records = _sharded(_records(source, stdin, fields, model, ask is not None), shard)
     records = itertools.islice(records, None if limit is None else min(limit, sys.maxsize))
+    chunks = _chunks(records, stdin)
     counts = {"done": 0, "now": 0, "errors": 0}
     predict = functools.partial(_predictions, model=model, ask=ask, threshold=threshold)
     total = _count(source, shard, limit)
     if target is None:
-        for line in _lines(records, predict, counts, stop_on_error, note):
+        for line in _lines(chunks, predict, counts, stop_on_error, note):
             sys.stdout.write(line)
             sys.stdout.flush()
             progress(counts["done"], total)
@@ -120,7 +123,7 @@ def run(
             counts["done"], counts["errors"] = _resume(partial, what, records)
             progress(counts["done"], total)
             try:
-                for line in _lines(records, predict, counts, stop_on_error, note):
+                for line in _lines(chunks, predict, counts, stop_on_error, note):
                     file.write(line.encode())
                     if counts["now"] % _FLUSH == 0:
                         _keep(file)
@@ -137,14 +140,14 @@ def run(
 
 
 def _lines(
-    records: Iterator[Record],
+    chunks: Iterator[list[Record]],
     predict: Callable[[Iterator[Any]], Iterator[dict[str, Any]]],
     counts: dict[str, int],
     stop_on_error: bool,
     note: Callable[[str], None],
 ) -> Iterator[str]:
     """Lines of the output, in the order of the records; neighbours are computed together."""
-    while chunk := list(itertools.islice(records, _CHUNK)):
+    for chunk in chunks:
         faults = [n for n, record in enumerate(chunk) if record.error is not None] if stop_on_error else []
         kept = chunk[: faults[0]] if faults else chunk  # what came before a fault is still computed and written
         predictions = predict(r.asked for r in kept if r.error is None)
@@ -158,6 +161,18 @@ def _lines(
             yield _line({**record.fields, **own})
         if faults:
             raise InputError(f"record {counts['done'] + 1}: {chunk[faults[0]].error}")
+
+
+def _chunks(records: Iterator[Record], stdin: "_Arriving | None") -> Iterator[list[Record]]:
+    """What is computed together; who writes a line and waits for its answer gets it."""
+    chunk = []
+    for record in records:
+        chunk.append(record)
+        if len(chunk) == _CHUNK or (stdin is not None and stdin.waits()):
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def _line(record: Mapping[str, Any]) -> str:
@@ -236,48 +251,94 @@ def _kind(name: str) -> str:
     return Path(name.removesuffix(".gz").removesuffix(".xz")).suffix
 
 
+class _Arriving:
+    """Lines of a pipe or a terminal, and whether the next has come."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file: Any = file
+        self._lines: deque[bytes] = deque()
+        self._begun = bytearray()  # a line that has not come whole
+        self._ended = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        while self._lines or not self._ended:
+            if self._lines:
+                yield self._lines.popleft()
+            else:
+                self._read()
+
+    def waits(self) -> bool:
+        """Whether the next line is still to come; blank ones are none."""
+        while not any(map(bytes.strip, self._lines)) and not self._ended:
+            if not self._readable():
+                return True
+            self._read()
+        return False
+
+    def _readable(self) -> bool:
+        try:
+            return bool(select.select([self._file], [], [], 0)[0])
+        except (OSError, ValueError):  # no file of the system: all of it is there
+            return True
+
+    def _read(self) -> None:
+        piece = self._file.read1(1 << 16)  # waits for the first byte, and for no other
+        self._ended = not piece
+        rest, *others = piece.split(b"\n")
+        self._begun += rest
+        for begun in others:
+            self._lines.append(bytes(self._begun))
+            self._begun = bytearray(begun)
+        if self._ended and self._begun:
+            self._lines.append(bytes(self._begun))
+
+
 def _open(source: str) -> AbstractContextManager[IO[bytes]]:
-    if source == STDIO:
-        return nullcontext(sys.stdin.buffer)
     try:
         return open_packed(Path(source))
     except OSError as e:
         raise InputError(f"{source}: cannot be read: {e.strerror or e}") from None
 
 
-def _raw(source: str) -> Iterator[Mapping[str, Any] | str]:
+def _raw(source: str, stdin: _Arriving | None) -> Iterator[Mapping[str, Any] | str]:
     """Records of the input as they stand, or why one is none."""
-    kind = ".jsonl" if source == STDIO else _kind(source)
     try:
-        if kind == ".json":
+        if stdin is not None:
+            yield from _json_lines(stdin)
+        elif _kind(source) == ".json":
             yield from _squad(source)
-            return
-        with _open(source) as file:
-            if kind == ".csv":
-                csv.field_size_limit(1 << 30)
-                with _open(source) as beginning:
-                    header = beginning.readline(1 << 16).decode("utf-8-sig", "replace")
-                text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-                rows = csv.DictReader(text, strict=True, delimiter=delimiter_of(header))
-                names = list(rows.fieldnames or ())
-                if twice := [name for name in names if names.count(name) > 1]:
-                    raise InputError(f"{source}: two columns are named {twice[0]!r}; rename one")
-                for row in rows:
-                    if row.pop(None, None) is not None:  # where what is over goes
-                        yield f"line {rows.line_num} has more columns than the header"
-                    else:
-                        yield {name: value for name, value in row.items() if value is not None}
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        value = json.loads(line)
-                    except (ValueError, RecursionError) as e:
-                        yield f"line {number} is not JSON: {e}"
-                        continue
-                    yield value if isinstance(value, dict) else f"line {number} is no JSON object"
+        else:
+            with _open(source) as file:
+                yield from _rows(source, file) if _kind(source) == ".csv" else _json_lines(file)
     except (*DAMAGED, csv.Error, UnicodeDecodeError) as e:
         raise InputError(f"{source}: damaged: {e}") from None
+
+
+def _json_lines(lines: Iterable[bytes]) -> Iterator[Mapping[str, Any] | str]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as e:
+                yield f"line {number} is not JSON: {e}"
+                continue
+            yield value if isinstance(value, dict) else f"line {number} is no JSON object"
+
+
+def _rows(source: str, file: IO[bytes]) -> Iterator[Mapping[str, Any] | str]:
+    csv.field_size_limit(1 << 30)
+    with _open(source) as beginning:
+        header = beginning.readline(1 << 16).decode("utf-8-sig", "replace")
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        rows = csv.DictReader(text, strict=True, delimiter=delimiter_of(header))
+        names = list(rows.fieldnames or ())
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{source}: two columns are named {twice[0]!r}; rename one")
+        for row in rows:
+            if row.pop(None, None) is not None:  # where what is over goes
+                yield f"line {rows.line_num} has more columns than the header"
+            else:
+                yield {name: value for name, value in row.items() if value is not None}
 
 
 def _squad(source: str) -> Iterator[Mapping[str, Any]]:
@@ -291,8 +352,8 @@ def _squad(source: str) -> Iterator[Mapping[str, Any]]:
         raise InputError(f"{source}: is not SQuAD JSON ({e!r} is missing or of another kind)") from None
 
 
-def _records(source: str, fields: Fields, model: Model, over_index: bool) -> Iterator[Record]:
-    for raw in _raw(source):
+def _records(source: str, stdin: _Arriving | None, fields: Fields, model: Model, over_index: bool) -> Iterator[Record]:
+    for raw in _raw(source, stdin):
         if isinstance(raw, str):
             yield Record({}, None, raw)
             continue
