@@ -156,6 +156,11 @@ def test_every_recipe_at_smoke_scale(name: str, data: Path, base: Path, distil_b
             assert packed["stage"] == stage.name
             assert packed["scores"] == scores[stage.name]
             assert packed["recipe"]["name"] == name
+            files = {
+                sources.plain_name(path) for path in sources.measured(place_of(recipe, data, tmp_path), stage).values()
+            }
+            assert packed["measured"].keys() == files
+            assert all(re.fullmatch("[0-9a-f]{64}", h) for kind in ("data", "measured") for h in packed[kind].values())
             assert str(tmp_path) not in json.dumps(packed)  # it is published: whose folders these were is not
             assert bool(packed["teachers"]) == (stage.distil is not None)
             sizes = {n: (folder / n / "model.safetensors").stat().st_size for n in ("model", "packed")}
@@ -192,18 +197,81 @@ def test_no_answer_is_calibrated_on_articles_held_out(data: Path, base: Path, tm
     assert scores["held_out_calibration_error"] < 0.2
 
 
-def test_states_of_another_width_are_refused(data: Path, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["false", "true"])
+def test_states_of_another_width_are_followed(kept: str, data: Path, base: Path, tmp_path: Path) -> None:
+    """Through a matrix that learns along; the model that is written knows nothing of it."""
     config = tiny.bert_config(hidden_size=64, num_attention_heads=4)
     other = tiny.write_model(tmp_path / "narrow", config, tiny.bert_tensors(config))
-    changes = changes_of("minilm-squad-1x4-80", base) | {
-        "stages.pruned.distil.hidden": "1",
-        "stages.pruned.distil.states": str(other),
-    }
-    recipe = read_recipe("minilm-squad-1x4-80", "smoke", changes=changes)
+    recipe = of_stages(
+        "minilm-squad-1x4-80",
+        base,
+        ("dense",),
+        **{
+            "stages.dense.passes": "8",
+            "stages.dense.rate": "1e-3",
+            "stages.dense.distil": f"{{teacher: {base}, hard: 0.01, logits: 0, hidden: 1, cosine: 1, states: {other}, "
+            f"keep_states: {kept}}}",
+            "stages.dense.hold_out": "0",
+            "stages.pruned.hold_out": "0",
+        },
+    )
+    run.run(place_of(recipe, data, tmp_path / "run"))
+    folder = tmp_path / "run" / "seed-0" / "dense"
+    losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.8 * losses[0]
+    assert read_checkpoint(folder / "model").config.width == 128
+
+
+def test_a_model_as_it_is_keeps_its_calibration(data: Path, base: Path, tmp_path: Path) -> None:
+    """What was fitted to weights goes with them, and no further."""
+    config = tiny.bert_config(thinbert={"no_answer_threshold": 0.25, "no_answer_calibration": [2.0, -1.0]})
+    known = tiny.write_model(tmp_path / "known", config, tiny.bert_tensors(config))
+    stages = (
+        f"name: kept, task: squad1, model: {known}, passes: 0, tokens: 400, rate: 1.0e-4, max_length: 48, stride: 16",
+        "name: trained, task: squad1, stride: 16",
+    )
+    said: list[str] = []
+    run.run(place_of(recipe_of(tmp_path, base, *stages), data, tmp_path / "run", said))
+    kept, trained = (
+        [read_checkpoint(tmp_path / "run" / "seed-0" / name / form).config for form in ("model", "packed")]
+        for name in ("kept", "trained")
+    )
+    assert [(c.no_answer_threshold, c.no_answer_calibration) for c in kept] == [(0.25, (2.0, -1.0))] * 2
+    assert [(c.no_answer_threshold, c.no_answer_calibration) for c in trained] == [(None, (1.0, 0.0))] * 2
+    assert any(line.startswith("trained: probabilities of no answer were fitted to") for line in said)
+    assert not any(line.startswith("kept: probabilities") for line in said)
+
+
+def test_what_is_held_out_was_never_learnt(data: Path, base: Path, tmp_path: Path) -> None:
+    held = "unanswerable: 1.0, hold_out: 0.3"
     with pytest.raises(
-        InputError, match=r"pruned: the hidden states of .*narrow have 64 features and ours 128; name ano"
+        InputError, match=r"stage then: hold_out is 0.3, and of first, which it comes from, 0; give both"
     ):
-        run.run(place_of(recipe, data, tmp_path / "run"))
+        recipe_of(tmp_path, base, "name: first, task: squad1", f"name: then, task: squad1, {held}")
+    recipe_of(tmp_path, base, f"name: first, task: squad1, {held}", f"name: then, task: squad1, {held}")
+    recipe_of(
+        tmp_path, base, "name: first, task: squad1, passes: 0, tokens: 9, rate: 1", f"name: then, task: squad1, {held}"
+    )
+    recipe_of(tmp_path, base, "name: first, task: sst2", f"name: then, task: squad1, {held}")
+
+
+def test_questions_longer_than_windows_leave_room_for(base: Path, data: Path, tmp_path: Path) -> None:
+    """They are cut, as they are when they are answered."""
+    long = tmp_path / "long"
+    shutil.copytree(data, long)
+    squad = json.loads((long / "squad-train-v1.1.json").read_text())
+    for article in squad["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                qa["question"] *= 10
+    (long / "squad-train-v1.1.json").write_text(json.dumps(squad))
+    recipe = recipe_of(
+        tmp_path, base, "name: squad, task: squad1, passes: 1, tokens: 400, rate: 1.0e-4, max_length: 32, stride: 16"
+    )
+    tokenizer = read_tokenizer(base, vocabulary=read_checkpoint(base).config.vocabulary)
+    features = sources.training(place_of(recipe, long, tmp_path / "run"), recipe.stages[0], tokenizer, 512)
+    assert int(features.lengths.max()) == 32
+    assert (features.labels["start"] > 0).any()
 
 
 def of_stages(name: str, base: Path, stages: tuple[str, ...], **changes: str) -> Recipe:
@@ -225,6 +293,7 @@ def test_what_is_missing_is_said_before_hours_are_spent(data: Path, base: Path, 
         "stage first: 'teachr' is no stage before it.*; did you mean teacher?",
         **{"stages.first.distil.teacher": "teachr"},
     )
+    refused(both, "stage first: part 0.1 of 6 articles is none; give more", **{"stages.first.part": "0.1"})
     refused(both, "stage first: 'first' is no stage before it", **{"stages.first.distil.teacher": "first"})
     some = tmp_path / "some"
     some.mkdir()
@@ -313,7 +382,7 @@ def test_a_teacher_that_was_interrupted_goes_on(
     with partial.open("ab") as file:
         file.write(b"tor")  # killed in the middle of a row
     firsts = []
-    monkeypatch.setattr(teachers, who, lambda *args: (firsts.append(args[3]), ask(*args))[1])
+    monkeypatch.setattr(teachers, who, lambda *args: (firsts.append(args[-1]), ask(*args))[1])
     run.run(place_of(recipe, data, tmp_path / "run"))
     assert firsts == [asked[-1]]
     run.run(place_of(recipe, data, tmp_path / "whole"))
@@ -510,8 +579,14 @@ def test_a_rate_that_was_too_high_is_lowered(
     run.run(place_of(lower, data, out, said))
     assert "sst2: goes on with rate 5e-05, where it had 0.0001" in said
     assert json.loads((out / "seed-0" / "sst2" / "packed" / "training.json").read_text())["rates_before"] == [1e-4]
-    with pytest.raises(InputError, match="holds this stage with other rate"):
+    with pytest.raises(
+        InputError, match=r"its rate was lowered to 5e-05 under way; go on with --set stages.sst2.rate=5e-05"
+    ):
         run.run(place_of(recipe_of(tmp_path, base, SST2), data, out))
+    (out / "seed-0" / "sst2" / "scores.json").unlink()
+    higher = recipe_of(tmp_path, base, f"{SST2}, {SHORT.replace('1.0e-4', '2.0e-4')}")
+    with pytest.raises(InputError, match="holds this stage with other rate"):
+        run.run(place_of(higher, data, out))
 
 
 def test_scores_that_cannot_be_had_on_the_way_end_nothing(
@@ -569,6 +644,15 @@ def test_what_a_killed_run_left_is_taken_away(data: Path, base: Path, tmp_path: 
         "settings.json",
         "stage.json",
     ]
+
+
+def test_an_estimate_of_a_head_that_begins_anew(data: Path, base: Path, tmp_path: Path) -> None:
+    """A base that tells two classes apart is to tell three."""
+    labels = {"0": "no", "1": "yes"}
+    config = tiny.bert_config(architectures=["BertForSequenceClassification"], id2label=labels)
+    two = tiny.write_model(tmp_path / "two", config, tiny.bert_tensors(config, head="classify"))
+    recipe = recipe_of(tmp_path, two, MNLI)
+    assert [row["stage"] for row in run.estimate(place_of(recipe, data, tmp_path / "run"), timed=1)] == ["mnli"]
 
 
 def test_an_estimate_counts_what_teachers_take(data: Path, base: Path, tmp_path: Path) -> None:
@@ -834,11 +918,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
         },
         "distil.states is for tasks",
     ),
-    (stage_with(distil={"teacher": "b", "states": "c"}), "states without hidden or attention"),
-    (stage_with(distil={"teacher": "b", "keep_states": True}), "keep_states is for hidden without attention"),
+    (stage_with(distil={"teacher": "b", "states": "c"}), "states without hidden, cosine or attention"),
+    (stage_with(distil={"teacher": "b", "keep_states": True}), "keep_states is for hidden or cosine without attention"),
     (
         stage_with(distil={"teacher": "b", "hidden": 1, "attention": 1, "keep_states": True}),
-        "keep_states is for hidden without attention",
+        "keep_states is for hidden or cosine without attention",
     ),
     (
         {
@@ -863,7 +947,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seeds": [1, 1]}, "seeds 1, 1: one is named twice"),
     ({"scales": 5}, "scales has 5; expected small and smoke"),
     ({"stages": []}, "stages: .*at least 1 item"),
-    ({"scales": {"tiny": {}}}, "scales has tiny; expected small and smoke"),
+    ({"scales": {"tiny": {}}}, "scales has 'tiny'; expected small and smoke"),
+    (stage_with(passes=0, prune={"sparsity": 0.5}), "passes 0 and prune: step by step needs steps"),
+    (stage_with(part=0), "a.part: Input should be greater than 0"),
+    ({"seeds": [10**23]}, "seeds.0: Input should be less than"),
+    ({"stages": [5]}, r"^[^;]*stage 0: Input should be[^;]*$"),
 ]
 
 
@@ -881,6 +969,23 @@ def test_bad_recipes_say_where(change: dict[str, Any], message: str, tmp_path: P
     path.write_text(json.dumps({**good, **change}))
     with pytest.raises(InputError, match=message):
         read_recipe(path)
+
+
+def test_recipes_that_yaml_would_take_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\nabout: a\nbase: b\nname: y\n")
+    with pytest.raises(InputError, match=r"not valid YAML: name is there twice\n.*line 4"):
+        read_recipe(path)
+    many = ["a: &a {" + ", ".join(f"k{n}: 0" for n in range(900)) + "}"]
+    path.write_text("\n".join([*many, "b: {<<: [*a, *a]}"]))
+    with pytest.raises(InputError, match="more than 1000 fields"):
+        read_recipe(path)
+    tens = "\n".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 9))
+    for where in ("scales: *l8", "stages: [{name: a}]\nscales: {small: {stages: {a: *l8}}}"):
+        path.write_text(f"l0: &l0 [x]\n{tens}\n{where}\n")
+        with pytest.raises(InputError) as e:
+            read_recipe(path, "small")
+        assert len(str(e.value)) < 1000
 
 
 @pytest.mark.parametrize("text", ["about: 2021-99-99", "[" * 5000, "a: [", "\0"])
@@ -1012,6 +1117,20 @@ def test_published_hyper_parameters(recipe: str, stage: str) -> None:
     assert s.lock != (s.prune is not None)
     assert s.quantise == stage.endswith("int8")
     assert s.max_length == {"mlm": 512, "squad1": 384, "sst2": 128}[s.task]
+
+
+def test_steps_of_the_published_baseline() -> None:
+    """Of 88,524 windows of SQuAD in batches of 12, and of GLUE's training sets in batches of 32."""
+    recipe = read_recipe("bert-base-downstream-85")
+    steps = {"squad": (88_524, 12), "mnli": (392_702, 32), "qqp": (363_846, 32), "qnli": (104_743, 32)}
+    for name, (examples, of) in {**steps, "sst2": (67_349, 32)}.items():
+        stage = recipe.stage(name)
+        pruning = run._pruning(stage, round((stage.passes or 0) * -(-examples // of)))
+        assert pruning is not None
+        s = pruning.schedule
+        published = (1400, 10_000, 12_000, 100) if name == "squad" else (0, 800, 1200, 100)
+        assert (s.begin, s.policy_end, s.end, s.frequency) == pytest.approx(published, rel=3e-3)
+        assert s.target == 0.85
 
 
 def test_command_line(cli: Cli, data: Path, base: Path, tmp_path: Path) -> None:

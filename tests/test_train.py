@@ -138,6 +138,38 @@ def test_killed_at_any_step(checkpoint: Checkpoint, tmp_path: Path) -> None:
         torch.testing.assert_close(a, ends[1]["model"][name], rtol=0, atol=0, msg=name)
 
 
+def test_a_killed_run_logs_what_one_that_was_not_killed_logs(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Also of the steps between the last line and the state."""
+    features, settings = examples(), replace(SETTINGS, log_every=4, save_every=3)
+    plan = plan_of(features, 3)
+
+    class Ends(SpanLoss):
+        left = 6
+
+        def forward(self, given: Batch) -> torch.Tensor:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().forward(given)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Ends(fresh(checkpoint)), features, plan, settings, tmp_path / "killed")
+    for out in (tmp_path / "killed", tmp_path / "whole"):
+        train(SpanLoss(fresh(checkpoint)), features, plan, settings, out)
+    killed, whole = (
+        [(line["step"], line["loss"], line["norm"]) for line in log_of(tmp_path / out)] for out in ("killed", "whole")
+    )
+    assert killed == whole
+
+
+def test_a_log_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features, out = examples(), tmp_path / "run"
+    out.mkdir()
+    (out / "log.jsonl").symlink_to(tmp_path / "gone" / "log.jsonl")
+    with pytest.raises(TrainError, match=r"run: cannot be written: No such file or directory; the state of step 0 is"):
+        train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out)
+
+
 def test_two_processes_make_what_one_makes(checkpoint: Checkpoint, tmp_path: Path) -> None:
     script = script_of(checkpoint, tmp_path, dropout=0.0, passes=2)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -178,6 +178,18 @@ def test_there_and_back(tmp_path: Path, config: dict[str, Any]) -> None:
     assert bool((again.layers[0].query.weight[~masks["layers.0.query"]] == 0).all())  # type: ignore[union-attr, operator, index]
 
 
+@pytest.mark.parametrize("config", [tiny.bert_config(), tiny.distilbert_config()], ids=["bert", "distilbert"])
+def test_a_model_that_had_classes_answers(config: dict[str, Any], tmp_path: Path) -> None:
+    """As many as there were, transformers would give the span head."""
+    transformers = pytest.importorskip("transformers")
+    labels = {str(n): f"class {n}" for n in range(3)}
+    checkpoint = checkpoint_of(tmp_path, config | {"id2label": labels, "problem_type": "single_label_classification"})
+    model, _ = from_checkpoint(checkpoint, {"span": 0})
+    write_portable(model, {"span": 0}, checkpoint, tmp_path / "written")
+    theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "written")
+    assert theirs.qa_outputs.weight.shape[0] == 2
+
+
 def test_heads_that_are_not_there_begin_anew(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path, tiny.bert_config())
     heads = {"classify": 3, "mlm": 0, "nsp": 0}

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 from collections import defaultdict
@@ -48,7 +49,7 @@ class Features:
     def sha256(self) -> str:
         h = hashlib.sha256()
         for array in (self.ids, self.types, self.ends, *(self.labels[k] for k in sorted(self.labels))):
-            h.update(np.ascontiguousarray(array).tobytes())
+            h.update(np.ascontiguousarray(array).data)  # which copies nothing of a file that is mapped
         return h.hexdigest()
 
     def example(self, number: int) -> slice:
@@ -98,6 +99,9 @@ def collect_in(folder: Path, make: Callable[[], Examples]) -> Features:
                 return opened[name]
 
             labels = _write(make(), column)
+            for file in opened.values():  # they are on the disk before it is said that they are whole
+                file.flush()
+                os.fsync(file.fileno())
         write_atomic(known, json.dumps(labels).encode())
     return _features(json.loads(known.read_text()), lambda name, kind: np.memmap(folder / name, kind, "r"))
 
@@ -198,6 +202,7 @@ def squad_features(
             first = last = -1
             if q.answers:
                 first, last = _place(q, context)
+            asked = qa.fitting(asked, context, max_length=max_length, stride=stride)
             for w in qa.windows(
                 asked, context, max_length=max_length, stride=stride, cls=tokenizer.cls, sep=tokenizer.sep
             ):

@@ -48,6 +48,13 @@ def hidden_states(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Te
     return total
 
 
+def last_states(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """One less the cosine between last hidden states, mean over tokens, one value per sequence (Sanh et al. 2019).
+    States [B, L, D] each; mask [B, L]."""
+    apart = 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
+    return (apart * mask).sum(1) / mask.sum(1)
+
+
 def attention_scores(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor) -> Tensor:
     """Mean squared error of attention scores before the softmax, over heads and pairs of tokens that exist (Jiao et al.
     2020), summed over layers, one value per sequence. Scores [B, H, L, L] each; mask [B, L]."""

@@ -15,6 +15,8 @@ from thinbert.model.checkpoint import (
     write_safetensors,
 )
 
+_FITTED = ("no_answer_threshold", "no_answer_calibration")
+_CLASSES = ("id2label", "label2id", "num_labels", "problem_type")  # which transformers gives span heads too
 # What transformers calls a model with these heads, by family and head.
 _ARCHITECTURES = {
     ("bert", "span"): "BertForQuestionAnswering",
@@ -27,20 +29,23 @@ _ARCHITECTURES = {
 
 
 def write_portable(
-    model: Encoder, heads: Mapping[str, int], source: Checkpoint, out: Path, **config: Any
+    model: Encoder, heads: Mapping[str, int], source: Checkpoint, out: Path, *, as_it_was: bool = False, **config: Any
 ) -> Checkpoint:
     """A portable folder: float32 weights with their zeros, the source's tokenizer and configuration.
 
     Args:
         source: the model this one began as.
+        as_it_was: the weights are the source's, and what was fitted to them still holds.
         config: fields of config.json that differ from the source's; `thinbert` for our own block.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_safetensors(out / "model.safetensors", to_tensors(model, heads), {"format": "pt"})
     copy_files(source.folder, out)
     raw = read_json(source.folder / "config.json")
-    own = {k: v for k, v in raw.get("thinbert", {}).items() if k == "ffn"} | config.pop("thinbert", {})
-    described = {k: v for k, v in raw.items() if k not in ("thinbert", "torch_dtype", "dtype", "architectures")}
+    kept = ("ffn", *_FITTED) if as_it_was else ("ffn",)
+    own = {k: v for k, v in raw.get("thinbert", {}).items() if k in kept} | config.pop("thinbert", {})
+    dropped = {"thinbert", "torch_dtype", "dtype", "architectures", *(() if "classify" in heads else _CLASSES)}
+    described = {k: v for k, v in raw.items() if k not in dropped}
     architectures = [name for (f, h), name in _ARCHITECTURES.items() if f == source.config.family and h in heads]
     described |= {"architectures": architectures[:1], "torch_dtype": "float32", **config}
     if own:

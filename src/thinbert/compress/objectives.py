@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
@@ -55,13 +55,21 @@ class KeptStates:
         return Trace(attention=False, hidden=list(rows.to(given.ids.device).unbind(2)))
 
 
-def apart(terms: Distillation, ours: Trace, theirs: Trace, mask: Tensor) -> Tensor:
-    """What hidden states and attention scores cost that are not a teacher's, summed over the batch."""
+def apart(terms: Distillation, ours: Trace, theirs: Trace, mask: Tensor, project: nn.Module | None = None) -> Tensor:
+    """What hidden states and attention scores cost that are not a teacher's, summed over the batch.
+
+    Args:
+        project: from our features to those of a teacher with another width, one for all layers (Jiao et al. 2020, W_h).
+    """
     layers = distill.layer_map(len(ours.hidden) - 1, len(theirs.hidden) - 1)
     total = torch.zeros((), device=mask.device)
     if terms.hidden:
-        cost = distill.hidden_states(ours.hidden, [theirs.hidden[n] for n in layers], mask)
+        states = ours.hidden if project is None else [project(h) for h in ours.hidden]
+        cost = distill.hidden_states(states, [theirs.hidden[n] for n in layers], mask)
         total = total + terms.hidden * cost.sum()
+    if terms.cosine:
+        last = ours.hidden[-1] if project is None else project(ours.hidden[-1])
+        total = total + terms.cosine * distill.last_states(last, theirs.hidden[-1], mask).sum()
     if terms.attention:
         cost = distill.attention_scores(ours.scores, [theirs.scores[n - 1] for n in layers[1:]], mask)
         total = total + terms.attention * cost.sum()
@@ -75,6 +83,7 @@ class TaskLoss(Objective):
     Args:
         teacher: what it said.
         states: what one went through, which may be another than gave the logits.
+        project: see apart.
     """
 
     def __init__(
@@ -83,8 +92,10 @@ class TaskLoss(Objective):
         terms: Distillation | None = None,
         teacher: Logits | None = None,
         states: States | None = None,
+        project: nn.Module | None = None,
     ) -> None:
         super().__init__(model)
+        self.project = project
         self._terms = terms or Distillation(hard=1.0, logits=0.0)
         self._teacher = teacher
         self._states = states
@@ -95,7 +106,7 @@ class TaskLoss(Objective):
             return self.model(given.ids, given.types, given.lengths), torch.zeros((), device=given.ids.device)
         ours = Trace(self._terms.attention > 0)
         hidden = self.model(given.ids, given.types, given.lengths, trace=ours)
-        return hidden, apart(self._terms, ours, self._states(given), given.mask)
+        return hidden, apart(self._terms, ours, self._states(given), given.mask, self.project)
 
 
 class SpanLoss(TaskLoss):

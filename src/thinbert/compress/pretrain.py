@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinbert.compress import distill
@@ -106,8 +106,10 @@ class PretrainLoss(Objective):
         features: Features,
         terms: Distillation,
         teacher: TorchTeacher | None = None,
+        project: nn.Module | None = None,
     ) -> None:
         super().__init__(model)
+        self.project = project
         self._mask, self._special = tokenizer.mask, (tokenizer.cls, tokenizer.sep)
         self._terms = terms
         self._teacher = teacher
@@ -138,7 +140,7 @@ class PretrainLoss(Objective):
                 follow = follow + distill.soft_logits(self.model.nsp_logits(hidden), other, T).sum()
                 total = total + self._terms.logits * follow
             if trace is not None:
-                total = total + apart(self._terms, trace, theirs, given.mask)
+                total = total + apart(self._terms, trace, theirs, given.mask, self.project)
         return total
 
     def hide(self, given: Batch) -> tuple[Tensor, Tensor]:

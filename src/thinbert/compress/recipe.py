@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from thinbert.errors import InputError
+from thinbert.errors import InputError, quoted
 
 SCALES = ("full", "small", "smoke")
 SPAN_TASKS = ("squad1", "squad2")
 
 _DEEPEST = 4  # recipes that extend one another
+_MOST_FIELDS = 1000  # of one mapping with all it merges: aliases of aliases would be more than memory holds
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # the second: a 13th month
 _FOLDER = Path(__file__).parent.parent / "recipes"
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -57,12 +58,13 @@ class Distillation(Part):
     logits: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=2.0, gt=0)
     hidden: float = Field(default=0.0, ge=0)
+    cosine: float = Field(default=0.0, ge=0)  # of the last hidden states alone
     attention: float = Field(default=0.0, ge=0)
     everywhere: bool = False  # in pre-training, logits at all tokens, not only where one is masked
 
     @property
     def follows_states(self) -> bool:
-        return bool(self.hidden or self.attention)
+        return bool(self.hidden or self.cosine or self.attention)
 
 
 class Distil(Distillation):
@@ -77,9 +79,11 @@ class Distil(Distillation):
         if not self.hard + self.logits:
             raise ValueError("hard and logits are both 0: nothing would reach the heads")
         if self.states is not None and not self.follows_states:
-            raise ValueError("states without hidden or attention: nothing of them is followed")
-        if self.keep_states and (not self.hidden or self.attention):
-            raise ValueError("keep_states is for hidden without attention: scores for all pairs of tokens are not kept")
+            raise ValueError("states without hidden, cosine or attention: nothing of them is followed")
+        if self.keep_states and (self.attention or not self.follows_states):
+            raise ValueError(
+                "keep_states is for hidden or cosine without attention: scores for all pairs of tokens are not kept"
+            )
         return self
 
 
@@ -105,7 +109,7 @@ class Stage(Part):
     distil: Distil | None = None
     max_length: int = Field(384, ge=8)
     stride: int = Field(128, ge=0)
-    part: Share = 1.0  # of the training data: every so many-th article, or document
+    part: float = Field(default=1.0, gt=0, le=1)  # of the training data: every so many-th article, or document
     unanswerable: Share = 0.0  # share of questions that are also asked of a text without the answer
     hold_out: float = Field(default=0.0, ge=0, le=0.5)  # share of articles kept to calibrate no-answer with
     evaluations: int = Field(4, ge=0)  # on the way, beside the one at the end
@@ -114,6 +118,8 @@ class Stage(Part):
     def _whole(self) -> "Stage":
         if (self.passes is None) == (self.steps is None):
             raise ValueError("give passes or steps, one of them")
+        if self.passes == 0 and self.prune is not None and self.prune.policy_end > 0:
+            raise ValueError("passes 0 and prune: step by step needs steps; with policy_end 0 it is done at once")
         if (self.examples is None) == (self.tokens is None):
             raise ValueError("give examples or tokens, one of them")
         if self.start is not None and self.model is not None:
@@ -150,7 +156,7 @@ class Recipe(Part):
     corpus: tuple[
         str, ...
     ] = ()  # files of the mlm stages in the data folder: plain text, or SQuAD JSON for its contexts
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1)
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -170,6 +176,12 @@ class Recipe(Part):
                 raise ValueError(f"stage {stage.name}: its teacher {stage.distil.teacher} learns another task")
             known.append(stage.name)
             kinds[stage.name] = stage.kind
+            for before in self.trained_before(stage) if stage.hold_out else ():
+                if before.kind == stage.kind and before.hold_out != stage.hold_out:
+                    raise ValueError(
+                        f"stage {stage.name}: hold_out is {stage.hold_out:g}, and of {before.name}, which it comes "
+                        f"from, {before.hold_out:g}; give both the same, or it is measured with what it has learnt"
+                    )
         if any(stage.task == "mlm" for stage in self.stages) and not self.corpus:
             raise ValueError("a stage of the task mlm needs a corpus")
         return self
@@ -187,6 +199,15 @@ class Recipe(Part):
             return stage.start
         number = self.names.index(stage.name)
         return self.names[number - 1] if number else "base"
+
+    def trained_before(self, stage: Stage) -> list[Stage]:
+        """The stages whose training is in what a stage starts from, the last first."""
+        found = []
+        while stage.model is None and (name := self.before(stage)) in self.names:
+            stage = self.stage(name)
+            if stage.passes != 0:
+                found.append(stage)
+        return found
 
     def origin(self, name: str) -> str:
         """The model, there already, that a name stands for, or that a stage of that name comes from."""
@@ -236,7 +257,7 @@ def read_recipe(name: str | Path, scale: str = "full", *, changes: Mapping[str, 
     raw = _read(name, path)
     scales = raw.pop("scales", None) or {}
     if not isinstance(scales, dict) or not set(scales) <= set(SCALES[1:]):
-        found = ", ".join(map(str, scales)) if isinstance(scales, dict) else repr(scales)
+        found = ", ".join(map(quoted, scales)) if isinstance(scales, dict) else quoted(scales)
         raise InputError(f"{path}: scales has {found}; expected {' and '.join(SCALES[1:])}")
     if scale != "full":
         if scale not in scales:
@@ -244,20 +265,42 @@ def read_recipe(name: str | Path, scale: str = "full", *, changes: Mapping[str, 
         raw = _scaled(raw, scales[scale] or {}, f"{path}: scales.{scale}")
     for place, value in (changes or {}).items():
         try:
-            change = _nested(place.split("."), yaml.safe_load(value))
+            change = _nested(place.split("."), yaml.load(value, _Loader))
         except _NOT_YAML as e:
             raise InputError(f"change {place}: {value!r} is not valid YAML: {e}") from e
         raw = _scaled(raw, change, f"change {place}")
     try:
         return Recipe.model_validate(raw)
     except ValidationError as e:
-        raise InputError(f"{path}: {'; '.join(_fault(error, raw) for error in e.errors())}") from e
+        errors = e.errors()
+        if any(len(error["loc"]) > 1 and error["loc"][0] == "stages" for error in errors):
+            errors = [error for error in errors if error["loc"] != ("stages",)]  # one that is wrong is not counted
+        raise InputError(f"{path}: {'; '.join(_fault(error, raw) for error in errors)}") from e
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses what YAML would take in silence: a key twice in one mapping, and merges of merges without end."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_FIELDS:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_FIELDS} fields", problem_mark=node.start_mark)
 
 
 def _read(name: str | Path, path: Path, depth: int = 0) -> dict[str, Any]:
     """A file's mapping, laid over that of the recipe it extends."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         near = difflib.get_close_matches(str(name), built_in(), n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(built_in())}"
@@ -329,7 +372,7 @@ def _scaled(raw: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict
             stages = [s for s in stages or () if s is not named[name]]
             continue
         if not isinstance(fields, Mapping):
-            raise InputError(f"{where}: stage {name} is {fields!r}; expected its fields")
+            raise InputError(f"{where}: stage {name} is {quoted(fields)}; expected its fields")
         stage = named[name]
         laid = _laid(stage, fields)
         stage.clear()

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from accelerate.utils import InitProcessGroupKwargs
 from numpy.typing import NDArray
+from torch import nn
 
 import thinbert
 from thinbert.compress import data, distill, pretrain, scores, sources, teachers
@@ -35,10 +36,19 @@ from thinbert.compress.objectives import ClassLoss, SpanLoss, States, TorchTeach
 from thinbert.compress.recipe import SPAN_TASKS, Distil, Distillation, Place, Recipe, Report, Stage
 from thinbert.compress.schedule import PruneSchedule
 from thinbert.compress.text import sha256_of
-from thinbert.compress.train import Objective, Pruning, Settings, one_accelerator, prepare_process, time_steps, train
+from thinbert.compress.train import (
+    Objective,
+    Pruning,
+    Settings,
+    TrainError,
+    one_accelerator,
+    prepare_process,
+    time_steps,
+    train,
+)
 from thinbert.errors import InputError
 from thinbert.files import lock, write_atomic
-from thinbert.model.checkpoint import TRAINING_FILE, Checkpoint, find_model, read_checkpoint
+from thinbert.model.checkpoint import TRAINING_FILE, Checkpoint, find_model, read_checkpoint, read_json
 from thinbert.model.config import EncoderConfig
 from thinbert.model.families import FAMILIES
 from thinbert.model.pack import pack
@@ -96,7 +106,7 @@ def check(place: Place) -> None:
         for name in (stage.distil.teacher, stage.distil.states) if stage.distil else ():
             if name is None or name in before:
                 continue
-            near = difflib.get_close_matches(name, before, n=1)
+            near = difflib.get_close_matches(name, before, n=1, cutoff=0.8)
             if name in recipe.names or (near and "/" not in name and not Path(name).is_dir()):
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise InputError(f"stage {stage.name}: {name!r} is no stage before it{hint}")
@@ -111,6 +121,8 @@ def check(place: Place) -> None:
         source = there[recipe.origin(stage.name)]
         if stage.lock and not _has_zeros(recipe, stage, source):
             raise InputError(f"stage {stage.name}: lock, but {source.name} has no zeros to keep")
+        if stage.hold_out and source.has_span:
+            place.say(f"{stage.name}: articles held out are new to {source.name} if it did not learn from them before")
         if stage.passes == 0 and (begun := _begun(recipe, stage, source)):
             raise InputError(
                 f"stage {stage.name}: passes is 0, and {source.name} has no {', '.join(begun)} for {stage.task}; what "
@@ -176,8 +188,15 @@ def _stages(place: Place) -> dict[str, list[scores.Scores]]:
     found: dict[str, list[scores.Scores]] = {}
     for number, seed in enumerate(place.recipe.seeds):
         for stage in place.recipe.stages:
-            if not (stage.once and number):
+            if stage.once and number:
+                continue
+            try:
                 found.setdefault(stage.name, []).append(_stage(place, stage, _seed_of(place, stage, seed)))
+            except OSError as e:
+                fault = f"{e.filename}: {e.strerror}" if e.filename else e.strerror or str(e)
+                raise TrainError(
+                    f"stage {stage.name}: {fault}; what was reached is kept, and the same command goes on"
+                ) from e
     return found
 
 
@@ -210,7 +229,8 @@ def _estimates(place: Place, timed: int) -> list[dict[str, Any]]:
     for stage in place.recipe.stages:
         source = read_checkpoint(place.recipe.origin(stage.name))
         tokenizer = read_tokenizer(source.folder, vocabulary=source.config.vocabulary)
-        model, _ = from_checkpoint(source, heads_of(stage.task))
+        anew = _of_another_task(place.recipe, stage, source)
+        model, _ = from_checkpoint(source, heads_of(stage.task), anew=anew)
         features = sources.training(place, stage, tokenizer, source.config.positions)
         plan = _plan(stage, features, place.recipe.seeds[0])
         model.set_quantised(stage.quantise)
@@ -238,7 +258,7 @@ def _taught_by_those_there(recipe: Recipe, stage: Stage) -> Stage:
     if stage.task != "mlm":
         there |= {"hard": 1.0, "logits": 0.0}
     if terms.keep_states:
-        there |= {"hidden": 0.0, "keep_states": False}
+        there |= {"hidden": 0.0, "cosine": 0.0, "keep_states": False}
     return stage.model_copy(update={"distil": terms.model_copy(update=there)})
 
 
@@ -301,7 +321,7 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     if done.exists():
         (folder / "state.pt").unlink(missing_ok=True)  # which a process that was killed just then had left
         place.say(f"{stage.name}, seed {seed}: done before")
-        return dict(json.loads(done.read_text()))
+        return read_json(done)
     torch.manual_seed(seed)
     heads = heads_of(stage.task)
     model, begun = from_checkpoint(source, heads, anew=_of_another_task(place.recipe, stage, source))
@@ -327,13 +347,22 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     with process.main_process_first():
         objective = _objective(place, stage, model, features, tokenizer, seed)
 
+    as_it_was = stage.passes == 0 and stage.prune is None
+    if source.config.no_answer_threshold is not None and not as_it_was and not stage.hold_out:
+        place.say(
+            f"{stage.name}: probabilities of no answer were fitted to {source.name}; give hold_out to fit them anew"
+        )
+
     def write(out: Path) -> Checkpoint:
-        return write_portable(model, heads, source, out, **_class_names(stage.task))
+        return write_portable(model, heads, source, out, as_it_was=as_it_was, **_class_names(stage.task))
 
     if isinstance(objective, pretrain.PretrainLoss):
-        quick = scores.of_language_model(place, stage, model, objective, tokenizer)
+        language = scores.of_language_model(place, stage, objective, tokenizer)
+
+        def quick() -> scores.Scores:
+            return language(model)
     else:
-        quick = scores.on_the_way(place, stage, write, folder / scores.WORK)
+        language, quick = None, scores.on_the_way(place, stage, write, folder / scores.WORK)
     train(
         objective,
         features,
@@ -347,8 +376,8 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     )
     with process.main_process_first():
         if process.is_main_process:
-            _finish(place, stage, seed, source, features, folder, write, quick)
-    return dict(json.loads(done.read_text()))
+            _finish(place, stage, seed, source, features, folder, write(folder / "model"), language)
+    return read_json(done)
 
 
 def _of_another_task(recipe: Recipe, stage: Stage, source: Checkpoint) -> tuple[str, ...]:
@@ -369,15 +398,14 @@ def _finish(
     source: Checkpoint,
     features: Features,
     folder: Path,
-    write: Callable[[Path], Checkpoint],
-    quick: Callable[[], scores.Scores],
+    written: Checkpoint,
+    language: Callable[[Encoder], scores.Scores] | None,
 ) -> None:
-    """Writes a trained model in its forms, with its scores and how it came about."""
-    written = write(folder / "model")
+    """Packs and scores a trained model as it was written, and says in its folders how it came about."""
     found = scores.calibrate(place, stage, written.folder) if stage.hold_out else {}
     folders = [written.folder]
-    if stage.task == "mlm":
-        found |= quick()
+    if language is not None:
+        found |= language(from_checkpoint(written, heads_of(stage.task))[0].to(one_accelerator().device))
     else:
         pack(read_checkpoint(written.folder), folder / "packed")
         folders.append(folder / "packed")
@@ -408,9 +436,14 @@ def _enter(place: Place, stage: Stage, seed: int, source: Checkpoint, folder: Pa
     if not known.exists():
         write_atomic(known, (json.dumps(asked, indent=1) + "\n").encode())
         return
-    before = json.loads(known.read_text())
+    before = read_json(known)
     rate = before["stage"]["rate"]
-    if rate != stage.rate and not (folder / "scores.json").exists():  # one that was too high
+    if stage.rate in before.get("rates_before", []):
+        raise InputError(
+            f"stage {stage.name}: its rate was lowered to {rate:g} under way; go on with "
+            f"--set stages.{stage.name}.rate={rate:g}"
+        )
+    if rate > stage.rate and not (folder / "scores.json").exists():  # one that was too high
         lowered = before | {"stage": before["stage"] | {"rate": stage.rate}}
         lowered["rates_before"] = [*before.get("rates_before", []), rate]
         if lowered | asked == lowered:  # and nothing else is other
@@ -444,23 +477,21 @@ def _class_names(task: str) -> dict[str, Any]:
 
 
 def _provenance(place: Place, stage: Stage, seed: int, source: Checkpoint, features: Features) -> dict[str, Any]:
+    asked = read_json(_folder(place, stage, seed) / "stage.json")
     return {
         "recipe": _without_places(place.recipe.model_dump(mode="json")),
         "scale": place.scale,
         "stage": stage.name,
         "seed": seed,
         "examples": {"count": len(features), "sha256": features.sha256()},
+        "data": asked["data"],
+        "measured": {sources.plain_name(path): sha256_of(path) for path in sources.measured(place, stage).values()},
         "start": source.sha256,
         "teachers": _teachers(place, stage, seed),
-        **({"rates_before": rates} if (rates := _rates_before(place, stage, seed)) else {}),
+        # rates the stage was begun with, where it went on with another
+        **{name: asked[name] for name in ("rates_before",) if name in asked},
         "versions": {"thinbert": thinbert.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-
-
-def _rates_before(place: Place, stage: Stage, seed: int) -> list[float]:
-    """Rates that a stage was begun with, where it went on with another."""
-    asked = json.loads((_folder(place, stage, seed) / "stage.json").read_text())
-    return list(asked.get("rates_before", []))
 
 
 def _without_places(described: Any) -> Any:
@@ -511,28 +542,31 @@ def _objective(
     place: Place, stage: Stage, model: Encoder, features: Features, tokenizer: Tokenizer, seed: int
 ) -> Objective:
     loss = SpanLoss if stage.task in SPAN_TASKS else ClassLoss
-    terms = stage.distil
+    terms, width = stage.distil, model.config.width
     if terms is None:
         own = Distillation(hard=1.0, logits=0.0)
         return pretrain.PretrainLoss(model, tokenizer, features, own) if stage.task == "mlm" else loss(model, own)
     teacher = _teacher(place, terms.teacher, seed)
     _same_words(stage, teacher, tokenizer)
     states: States | None = None
+    project: nn.Linear | None = None  # to the features of a wider or narrower teacher; it learns along, and goes
     if stage.task == "mlm" or terms.follows_states:
         source = _teacher(place, terms.states or terms.teacher, seed)
         _same_words(stage, source, tokenizer)
         _same_shape(stage, source, model.config)
+        if (terms.hidden or terms.cosine) and source.config.width != width:
+            project = nn.Linear(width, source.config.width)
         if terms.keep_states:
             states = teachers.states(place, source, features, model.config.layers)
         else:
             heads = heads_of("mlm") if stage.task == "mlm" else {}
             states = TorchTeacher(from_checkpoint(source, heads)[0], attention=terms.attention > 0)
     if isinstance(states, TorchTeacher) and stage.task == "mlm":
-        return pretrain.PretrainLoss(model, tokenizer, features, terms, states)
+        return pretrain.PretrainLoss(model, tokenizer, features, terms, states, project)
     if terms.logits:
         _same_task(stage, teacher)
     said = teachers.logits(place, teacher, features, stage.task) if terms.logits else None
-    return loss(model, terms, said, states)
+    return loss(model, terms, said, states, project)
 
 
 def _same_words(stage: Stage, teacher: Checkpoint, tokenizer: Tokenizer) -> None:
@@ -563,16 +597,11 @@ def _same_task(stage: Stage, teacher: Checkpoint) -> None:
 
 
 def _same_shape(stage: Stage, source: Checkpoint, ours: EncoderConfig) -> None:
-    """What is followed state by state has as many features, and every k-th of its layers stands for one of ours."""
+    """Of what is followed state by state, every k-th layer stands for one of ours, and each head for one."""
     terms, theirs = stage.distil, source.config
     assert terms is not None
     if terms.follows_states:
         distill.layer_map(ours.layers, theirs.layers)
-    if terms.hidden and theirs.width != ours.width:
-        raise InputError(
-            f"stage {stage.name}: the hidden states of {source.name} have {theirs.width} features and ours "
-            f"{ours.width}; name another model under distil.states, or leave hidden at 0"
-        )
     if terms.attention and theirs.heads[-1] != ours.heads[-1]:
         raise InputError(
             f"stage {stage.name}: {source.name} has {theirs.heads[-1]} attention heads and ours {ours.heads[-1]}; "

@@ -134,16 +134,16 @@ def on_the_way(place: Place, stage: Stage, write: Callable[[Path], Checkpoint], 
 
 
 def of_language_model(
-    place: Place, stage: Stage, model: Encoder, objective: pretrain.PretrainLoss, tokenizer: Tokenizer
-) -> Callable[[], Scores]:
-    """Loss and accuracy of guessing masked tokens in documents held out, masked the same way each time."""
+    place: Place, stage: Stage, objective: pretrain.PretrainLoss, tokenizer: Tokenizer
+) -> Callable[[Encoder], Scores]:
+    """A model's loss and accuracy of guessing masked tokens in documents held out, masked the same way each time."""
     documents, _, held = sources.corpus(place, stage, tokenizer)
     # evenly from all of the corpus, whose files may be of different kinds
     some = spread(held, min(1.0, _HELD_DOCUMENTS / len(held)))
-    max_length = min(stage.max_length, model.config.positions)
+    max_length = min(stage.max_length, objective.model.config.positions)
     features = pretrain.pairs(documents, some, tokenizer, max_length=max_length, seed=1, folder=None)
     batches = data.order(features.lengths, tokens=_HELD_TOKENS, passes=1.0, seed=0)[:_HELD_BATCHES]
-    return lambda: pretrain.held_out_loss(model, objective, (data.batch(features, b) for b in batches))
+    return lambda model: pretrain.held_out_loss(model, objective, (data.batch(features, b) for b in batches))
 
 
 def summary(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float | list[float]]:

@@ -84,26 +84,30 @@ def plain_name(path: Path) -> str:
 
 def check(place: Place, stage: Stage) -> None:
     """Raises InputError where a file that a stage learns from or is measured with cannot be read as what it is to be,
-    or no article would be held out."""
+    or nothing of it would be held out or learnt from."""
     for path in {*files(place, stage), *measured(place, stage).values()}:
         at = path.stat()
         articles = _articles(path, stage.task, at.st_size, at.st_mtime_ns)
-        if stage.hold_out and path in files(place, stage) and not held_out_articles(articles, stage.hold_out):
-            raise InputError(
-                f"stage {stage.name}: hold_out {stage.hold_out:g} of {len(articles)} articles is none; give more"
-            )
+        if stage.task == "mlm" or path not in files(place, stage):
+            continue
+        held = held_out_articles(articles, stage.hold_out)
+        kinds = f"{len(articles)} {'articles' if '.json' in path.name else 'examples'}"
+        if stage.hold_out and not held:
+            raise InputError(f"stage {stage.name}: hold_out {stage.hold_out:g} of {kinds} is none; give more")
+        if not spread(sorted(set(articles) - held), stage.part):
+            raise InputError(f"stage {stage.name}: part {stage.part:g} of {kinds} is none; give more")
 
 
 @cache
 def _articles(path: Path, task: str, size: int, mtime_ns: int) -> tuple[int, ...]:
-    """Numbers of the articles of a file that was read to its end; of one of plain text, its first documents are."""
+    """Numbers of the articles, or of the examples, of a file that was read to its end; of plain text, to its first
+    documents."""
     if task == "mlm":
         check_documents(path)
         return ()
     if ".json" in path.name:
         return tuple(sorted({q.article for q in read_squad(path).questions}))
-    glue.read_glue(path, glue.TASKS[task])
-    return ()
+    return tuple(range(len(glue.read_glue(path, glue.TASKS[task]).examples)))
 
 
 def training(place: Place, stage: Stage, tokenizer: Tokenizer, positions: int) -> Features:

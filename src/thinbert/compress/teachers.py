@@ -38,7 +38,7 @@ def logits(place: Place, teacher: Checkpoint, features: Features, task: str) -> 
     path = _path(place, f"{teacher.sha256} {features.sha256()}", "f16")
 
     def ask(first: int) -> Rows:
-        return _answers(teacher, features, task, first)
+        return _answers(place, teacher, features, task, first)
 
     known = _kept(place, path, teacher, ends, (width,), np.float16, ask)
     if spans:
@@ -122,9 +122,10 @@ def _together(features: Features, first: int, tokens: int) -> Iterator[tuple[int
         first = last
 
 
-def _answers(teacher: Checkpoint, features: Features, task: str, first: int) -> Rows:
-    packed = teacher.folder.parent / "packed"  # where it is a stage of ours
-    model = thinbert.load(str(packed if teacher.folder.name == "model" and packed.is_dir() else teacher.folder))
+def _answers(place: Place, teacher: Checkpoint, features: Features, task: str, first: int) -> Rows:
+    packed = teacher.folder.parent / "packed"
+    ours = place.out in teacher.folder.parents and packed.is_dir()  # a stage's model lies beside its packed form
+    model = thinbert.load(str(packed if ours else teacher.folder))
     spans = task in SPAN_TASKS
     classes = [] if spans else class_order(teacher.config.labels, glue.TASKS[task])
     for start, end in _together(features, first, _ASKED):

@@ -3,6 +3,7 @@ encyclopedia has gigabytes, and documents are drawn from all over it."""
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import time
@@ -147,6 +148,9 @@ def _tokenise(paths: Sequence[Path], tokenizer: Tokenizer, folder: Path, say: Ca
                     "with empty lines between them"
                 )
             files.append(documents_so_far)
+        for file in (ids, ends, documents):  # they are on the disk before it is said that they are whole
+            file.flush()
+            os.fsync(file.fileno())
     write_atomic(folder / "files.json", json.dumps(files).encode())
 
 
@@ -162,12 +166,12 @@ def _documents(path: Path) -> Iterator[list[str]]:
     length = 0
     try:
         with open_packed(path) as file:
-            for raw in file:
+            while raw := file.readline(_LONGEST + 1):
                 line = raw.decode(errors="replace").rstrip("\n")
                 if line.strip():
                     lines.append(line)
                     length += len(line)
-                    if length > _LONGEST:
+                    if length > _LONGEST or len(raw) > _LONGEST:
                         raise InputError(
                             f"{path}: a document of more than {_LONGEST >> 20} million characters; expected documents "
                             "with empty lines between them"

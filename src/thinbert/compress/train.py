@@ -136,7 +136,8 @@ def train(
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.rate, fused=True)
     locked = model.masks()  # what is gone before the first step stays gone, also in a run that is taken up again
-    step = saved = _resume(out / "state.pt", objective, optimizer, accelerator.device)
+    step, logged, total = _resume(out / "state.pt", objective, optimizer, accelerator.device)
+    saved = step
     if accelerator.is_main_process:
         _cut_log(out / "log.jsonl", step)
     if step == 0 and pruning is not None and pruning.schedule.due(0) and pruning.schedule.sparsity(0) > 0:
@@ -144,8 +145,7 @@ def train(
     prepared, optimizer = accelerator.prepare(objective, optimizer)
     objective.train()
 
-    begun, first, logged, kept_at = time.perf_counter(), step, step, time.monotonic()
-    total, tokens = torch.zeros((), device=accelerator.device), 0
+    begun, first, kept_at, tokens = time.perf_counter(), step, time.monotonic(), 0
     while step < steps:
         rate = settings.rate * _rate(step, steps, settings, pruning)
         for group in optimizer.param_groups:
@@ -171,19 +171,18 @@ def train(
                 f"step {step}: out of memory; lower micro_tokens ({settings.micro_tokens}), and go on. {kept}"
             ) from e
         step += 1
-        total += loss
+        total += accelerator.reduce(loss)
         tokens += count
         last = step == steps or (stop_after is not None and step - first >= stop_after)
         due = evaluate is not None and evaluate_every > 0 and step % evaluate_every == 0 and step < steps
         line: dict[str, Any] = {}
         if step % settings.log_every == 0 or last or due:
             seconds = time.perf_counter() - begun
-            summed = accelerator.reduce(total) / (step - logged)
             read = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device)))
             line = {
                 "step": step,
                 "of": steps,
-                "loss": round(summed.item(), 5),
+                "loss": round(total.item() / (step - logged), 5),
                 "rate": rate,
                 "norm": round(norm.item(), 4),
             }
@@ -194,7 +193,7 @@ def train(
         is_time = step % settings.save_every == 0 or time.monotonic() - kept_at > _SAVE_SECONDS
         # before evaluating, which takes memory and disk, and may end the process each time it is tried
         if (is_time or last or due) and accelerator.is_main_process:
-            _save(out / "state.pt", objective, optimizer, step)
+            _save(out / "state.pt", objective, optimizer, {"step": step, "logged": logged, "total": total})
             saved, kept_at = step, time.monotonic()
         if due and evaluate is not None and accelerator.is_main_process:
             paused = time.perf_counter()
@@ -205,8 +204,11 @@ def train(
             objective.train()
             begun += time.perf_counter() - paused
         if line and accelerator.is_main_process:
-            with (out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
+            try:
+                with (out / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+            except OSError as e:
+                raise TrainError(f"{out}: cannot be written: {e.strerror}; the state of step {saved} is kept") from e
             report(line)
         if last:
             break
@@ -294,11 +296,11 @@ def _rate(step: int, steps: int, settings: Settings, pruning: Pruning | None) ->
     return linear_rate(step, steps=steps, warmup=warmup)
 
 
-def _save(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, where: Mapping[str, Any]) -> None:
     """Raises TrainError where the disk is full or the folder cannot be written; an older state stays."""
     masks = {name: m.mask for name, m in objective.named_modules() if getattr(m, "mask", None) is not None}
     model = {name: p.detach() for name, p in objective.named_parameters()}
-    state = {"model": model, "masks": masks, "optimizer": optimizer.state_dict(), "step": step}
+    state = {"model": model, "masks": masks, "optimizer": optimizer.state_dict(), **where}
     try:
         with replacing(path) as file:
             torch.save(state, file)
@@ -310,10 +312,13 @@ def _save(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, st
         raise TrainError(f"{path}: cannot be written: {reason}; the state before it is kept") from e
 
 
-def _resume(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Puts back what `_save` kept, and returns the number of steps done."""
+def _resume(
+    path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> tuple[int, int, Tensor]:
+    """Puts back what `_save` kept. Returns the number of steps done, of the last that was logged, and the sum of the
+    losses since then."""
     if not path.exists():
-        return 0
+        return 0, 0, torch.zeros((), device=device)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # whatever a damaged file makes torch raise
@@ -325,7 +330,8 @@ def _resume(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, 
     for name, mask in state["masks"].items():
         modules[name].mask = mask.to(device)
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    step = int(state["step"])
+    return step, int(state.get("logged", step)), state.get("total", torch.zeros(())).to(device)  # 0.1 kept no sum
 
 
 def _cut_log(path: Path, step: int) -> None:
