@@ -180,23 +180,27 @@ class PyEncoder {
   int threads() const { return pool_->size(); }
 
  private:
-  void run(const Array<int32_t, 1>& ids, const Array<int32_t, 1>& types, const Array<int32_t, 1>& lengths,
+  void run(const Array<int32_t, 1>& given_ids, const Array<int32_t, 1>& given_types, const Array<int32_t, 1>& given_lengths,
            const Encoder::Outputs& outputs) {
-    require(ids.shape(0) == types.shape(0), "ids and types differ in length");
+    // copies: another thread may write to the caller's arrays once they are checked
+    const std::vector<int32_t> ids = ints(given_ids), types = ints(given_types), lengths = ints(given_lengths);
+    require(ids.size() == types.size(), "ids and types differ in length");
     int64_t total = 0;
-    for (size_t i = 0; i < lengths.shape(0); ++i) {
-      require(lengths.data()[i] > 0 && lengths.data()[i] <= e_.position.rows, "a length out of range");
-      total += lengths.data()[i];
+    for (const int32_t length : lengths) {
+      require(length > 0 && length <= e_.position.rows, "a length out of range");
+      total += length;
     }
-    require(total == static_cast<int64_t>(ids.shape(0)), "lengths do not sum to the number of tokens");
-    for (size_t i = 0; i < ids.shape(0); ++i) {
-      require(ids.data()[i] >= 0 && ids.data()[i] < e_.token.rows, "a token id out of range");
-      require(!e_.token_type.values || (types.data()[i] >= 0 && types.data()[i] < e_.token_type.rows),
-              "a token type out of range");
-    }
+    require(total == static_cast<int64_t>(ids.size()), "lengths do not sum to the number of tokens");
+    for (const int32_t id : ids) require(id >= 0 && id < e_.token.rows, "a token id out of range");
+    for (const int32_t type : types)
+      require(!e_.token_type.values || (type >= 0 && type < e_.token_type.rows), "a token type out of range");
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(mutex_);
-    e_.forward(ids.data(), types.data(), lengths.data(), static_cast<int>(lengths.shape(0)), *pool_, arena_, outputs);
+    e_.forward(ids.data(), types.data(), lengths.data(), static_cast<int>(lengths.size()), *pool_, arena_, outputs);
+  }
+
+  static std::vector<int32_t> ints(const Array<int32_t, 1>& given) {
+    return {given.data(), given.data() + given.shape(0)};
   }
 
   static Linear linear(const Array<float, 2>& weight, const Array<float, 1>& bias) {

@@ -468,6 +468,10 @@ def test_unknown_safetensors_dtypes_matter_where_they_are_needed(tmp_path: Path)
         (json.dumps({"w": {"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]}}), "has the shape"),
         ('{"w": {"dtype": "F32", "shape": [0, 4611686018427387904], "data_offsets": [0, 0]}}', "has the shape"),
         (
+            '{"w": {"dtype": "F32", "shape": [0, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60, 60], "data_offsets": [0, 0]}}',
+            "has",
+        ),
+        (
             '{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
             '"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
             "tensor w is stored twice",
@@ -503,9 +507,21 @@ def test_the_tokenizer_config_overrides_the_tokenizer(tmp_path: Path, setting: b
         (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": setting}))
     ids = load(folder).tokenizer("The TOWER").ids.tolist()
     unknown = tiny.VOCABULARY.index("[UNK]")
-    assert (
-        ids == [tiny.VOCABULARY.index("the"), tiny.VOCABULARY.index("tower")] if setting is not False else [unknown] * 2
-    )
+    lower = [tiny.VOCABULARY.index("the"), tiny.VOCABULARY.index("tower")]
+    assert ids == ([unknown] * 2 if setting is False else lower)
+
+
+def test_other_tokenizers_with_the_same_kind_of_file(tmp_path: Path) -> None:
+    """They would be read, and take texts apart otherwise."""
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    for name, fine in (("BertTokenizer", True), ("DistilBertTokenizerFast", True), ("BertJapaneseTokenizer", False)):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+        if fine:
+            load(folder)
+        else:
+            with pytest.raises(ModelError, match="tokenizer_class is 'BertJapaneseTokenizer'; thinbert reads BERT's"):
+                load(folder)
 
 
 def test_tokenizer_files_of_2020_do_not_name_their_model(tmp_path: Path) -> None:
@@ -731,6 +747,16 @@ def test_a_question_needs_two_token_types(tmp_path: Path) -> None:
     folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
     with pytest.raises(ModelError, match="type_vocab_size is 1; a question and its text need 2"):
         read_checkpoint(folder)
+
+
+def test_what_is_no_checkpoint_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "w.bin").open("wb") as file:
+        file.truncate(50_000_000)  # a hole, which takes no disk
+    tracemalloc.start()
+    with pytest.raises(ModelError):
+        read_torch(tmp_path / "w.bin")
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
 
 
 def test_classes_are_counted_once(tmp_path: Path) -> None:

@@ -4,23 +4,26 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import int8_twin
 import tiny
 from thinbert._core import Encoder, Matrix, instruction_sets
 from thinbert.api import Model, Reference, load
 from thinbert.errors import InputError, ModelError
-from thinbert.model.blocks import to_blocks
+from thinbert.model.blocks import ENDINGS, to_blocks
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint
 from thinbert.model.config import ACTIVATIONS
 from thinbert.model.families import FAMILIES
 from thinbert.model.pack import pack
-from thinbert.model.quantize import quantize_rows
+from thinbert.model.quantize import SCALE_SUFFIX, quantize_rows
 from thinbert.model.reference import class_logits
 from thinbert.runtime import engine as engine_module
 from thinbert.runtime.engine import COSTS_FILE, FORMS, Engine, choose_isa, choose_threads, costs, usable_cores
@@ -466,6 +469,50 @@ def test_bad_calls_are_refused(tiny_folder: Path, precision: str) -> None:
     ):
         with pytest.raises(InputError, match=message):
             model.forward(*arguments)
+
+
+def test_lengths_of_any_whole_type(tiny_folder: Path) -> None:
+    ids = np.full(360, 7, np.int32)
+    for precision in ("int8", "float32"):
+        model = load(tiny_folder, precision=precision)
+        wanted = model.forward(ids, ids * 0, [60] * 6)
+        for kind in (np.uint8, np.int8, np.int64):
+            np.testing.assert_array_equal(model.forward(ids, ids * 0, np.full(6, 60, kind)), wanted)  # type: ignore[arg-type]
+
+
+def test_arrays_that_change_after_they_were_checked(tiny_folder: Path) -> None:
+    """Another thread may write to them while a call waits for its turn: it computes what it was given."""
+    engine, calls = Engine(read_checkpoint(tiny_folder), threads=1), 8
+    ids, lengths = np.full(60 * 500, 7, np.int32), [60] * 500
+    wanted = engine.span_logits(ids, ids * 0, lengths)
+    given = [ids.copy() for _ in range(calls)]
+    with ThreadPoolExecutor(calls) as pool:
+        found = [pool.submit(engine.span_logits, each, ids * 0, lengths) for each in given]
+        while not found[0].done():  # by when the others wait
+            time.sleep(0.001)
+        for each in given:
+            each[:] = 2**31 - 1
+        results = [f.exception() or f.result() for f in found]
+    for result in results:  # one that came late was given what it cannot compute
+        assert isinstance(result, InputError) or np.array_equal(result, wanted)
+    assert sum(isinstance(result, np.ndarray) for result in results) > 1
+
+
+def test_a_table_stored_as_blocks_is_the_table(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    pack(read_checkpoint(folder), tmp_path / "packed")
+    name = "bert.embeddings.word_embeddings.weight"
+    tensors = load_file(tmp_path / "packed" / "model.safetensors")
+    ids, types, lengths = tiny.ragged([9, 23], token_types=True)
+    tensors[name] = tensors[name] // 3  # which quantised anew would have other scales
+    save_file(tensors, tmp_path / "packed" / "model.safetensors")
+    whole = Engine(read_checkpoint(tmp_path / "packed")).hidden(ids, types, lengths)
+    b = to_blocks(tensors.pop(name), tensors[name + SCALE_SUFFIX])
+    tensors |= dict(zip((name + e for e in ENDINGS), (b.start, b.index, b.values), strict=True))
+    save_file(tensors, tmp_path / "packed" / "model.safetensors")
+    blocks = Engine(read_checkpoint(tmp_path / "packed")).hidden(ids, types, lengths)
+    np.testing.assert_array_equal(whole, blocks)
 
 
 def test_the_core_reads_nothing_out_of_bounds(tiny_folder: Path) -> None:

@@ -32,6 +32,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     repos: dict[str, Path]
     requests: list[str]
     tokens: set[str]
+    moved = False  # whether main goes to another commit after config.json
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -57,7 +58,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound")
         content = file.read_bytes()
         self.send_response(200)
-        self.send_header("X-Repo-Commit", COMMIT)
+        other = self.moved and revision == "main" and name != "config.json"
+        self.send_header("X-Repo-Commit", COMMIT[::-1] if other else COMMIT)
         self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -67,6 +69,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def refuse(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
+        if code == "EntryNotFound":
+            self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -117,7 +121,7 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def client(repos: dict[str, Path], tmp_path: Path) -> Iterator[Client]:
-    Hub.repos, Hub.requests, Hub.tokens = repos, [], set()
+    Hub.repos, Hub.requests, Hub.tokens, Hub.moved = repos, [], set(), False
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield Client(f"http://127.0.0.1:{server.server_port}", tmp_path / "home")
@@ -133,6 +137,20 @@ def test_download_then_offline(client: Client) -> None:
     Hub.requests.clear()
     assert client.load("someone/both", HF_HUB_OFFLINE="1").stdout == "2\n"
     assert Hub.requests == []
+
+
+@pytest.mark.parametrize("repo", ["both", "old", "sharded"])
+def test_what_was_downloaded_needs_no_hub(repo: str, client: Client) -> None:
+    """Nor that anybody says so."""
+    assert client.load(f"someone/{repo}").stdout == "2\n"
+    again = client.load(f"someone/{repo}", HF_ENDPOINT="http://127.0.0.1:9")
+    assert again.stdout == "2\n", again.stderr
+
+
+def test_a_branch_that_moves_on_while_it_is_downloaded(client: Client) -> None:
+    Hub.moved = True
+    done = client.load("someone/both")
+    assert done.stdout == "2\n", done.stderr
 
 
 def test_a_terminal_sees_a_progress_bar(client: Client) -> None:

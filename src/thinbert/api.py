@@ -298,7 +298,7 @@ class Model:
             if a.min() < least or a.max() > most:
                 wrong = a[(a < least) | (a > most)][0]
                 raise InputError(f"{name} {wrong}; model {self.name} takes from {least} to {most}")
-        return ids.astype(np.int32, copy=False), types.astype(np.int32, copy=False), lengths
+        return ids.astype(np.int32, copy=False), types.astype(np.int32, copy=False), sizes.tolist()
 
     def _finite(self, logits: Array) -> Array:
         if not np.isfinite(logits).all():

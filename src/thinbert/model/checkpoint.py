@@ -44,7 +44,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 TRAINING_FILE = "training.json"  # how a model came about, where thinbert made it
 
 _MOST_DIMENSIONS = 8
-_SWELLING, _SPARE = 64, 1 << 24  # values for a byte that is stored, and more
+_SWELLING, _SPARE = 16, 1 << 24  # values for a byte that is stored, and more
 _LISTED = 12  # tensors named in one error message before "and N more"
 
 
@@ -187,7 +187,7 @@ def find_model(model: str | os.PathLike[str], *, revision: str | None = None, to
 
 
 def _download(repo: str, revision: str | None, token: str | None) -> Path:
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -201,6 +201,8 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
         return Path(hf_hub_download(repo, filename, revision=revision, token=token))
 
     def fetch_if_there(filename: str) -> Path | None:
+        if try_to_load_from_cache(repo, filename, revision=revision) is _CACHED_NO_EXIST:
+            return None  # a commit lacks what it lacks; the hub need not be there to say so again
         try:
             return fetch(filename)
         except LocalEntryNotFoundError:  # offline and not cached: is an EntryNotFoundError, but says less
@@ -212,6 +214,7 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
 
     try:
         config = fetch("config.json")
+        revision = config.parent.name  # the commit: a branch may move on before the next file
         for name in TOKENIZER_FILES:
             fetch_if_there(name)
         weights = next(filter(None, map(fetch_if_there, _WEIGHT_FILES)), None)
@@ -481,7 +484,7 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
             raise ModelError(f"{path}: tensor {name} is stored twice")
         fields = dict(entry)
         shape = fields["shape"]
-        if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) > len(data):
+        if len(shape) > _MOST_DIMENSIONS or math.prod(n or 1 for n in shape) > len(data):
             raise ModelError(
                 f"{path}: tensor {name} has the shape {shape}; expected one or two dimensions of that file"
             )

@@ -26,6 +26,8 @@ _LONGEST_WORD = 1000  # characters: the time for one grows with the square of th
 # What a tokenizer.json may be made of: other parts can be made to fail, or to swell, on a text they have not seen yet.
 _PARTS = {"model": ("WordPiece",), "normalizer": ("BertNormalizer", None), "pre_tokenizer": ("BertPreTokenizer", None)}
 
+_OF_VOCABULARY = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
+
 # Where a text may be cut without changing its tokens: before white space and punctuation, and before characters that
 # the normaliser sets apart (its own ranges of Chinese). Other white space, such as form feeds, is deleted there, which
 # joins what it stands between.
@@ -137,7 +139,8 @@ def read_tokenizer(folder: Path, *, vocabulary: int) -> Tokenizer:
         ModelError: neither is there or valid, or it numbers tokens past the model's V = `vocabulary`.
     """
     config = folder / "tokenizer_config.json"
-    settings = _normalizer_settings(read_json(config), config) if config.is_file() else {}
+    told = read_json(config) if config.is_file() else {}
+    settings = _normalizer_settings(told, config)
     whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
     if whole.is_file():
         described = read_json(whole)
@@ -164,6 +167,9 @@ def read_tokenizer(folder: Path, *, vocabulary: int) -> Tokenizer:
             raise ModelError(f"{whole}: not a tokenizer: {e}") from e
         return Tokenizer(backend, where=whole, vocabulary=vocabulary)
     if vocab.is_file():
+        kind = told.get("tokenizer_class")
+        if kind is not None and kind not in _OF_VOCABULARY:  # others read the same kind of file otherwise
+            raise ModelError(f"{config}: tokenizer_class is {quoted(kind)}; thinbert reads BERT's WordPiece")
         return Tokenizer(_from_vocab(vocab, settings), where=vocab, vocabulary=vocabulary)
     raise ModelError(f"{folder}: no tokenizer; expected tokenizer.json or vocab.txt")
 

@@ -38,6 +38,7 @@ _STORAGES = {
 # First pickle of the flat format (torch.serialization.MAGIC_NUMBER) and the version that follows it.
 _FLAT_MAGIC = 0x1950A86A20F9469CFC6C
 _FLAT_PROTOCOL = 1001
+_FLAT_BEGINNING = 256  # bytes, which hold the magic: a file that is none is not read
 
 
 _MOST_PICKLE = 4 << 20  # bytes: those of BERT-large's are 0.1 MB, and each can take a hundred in memory
@@ -229,9 +230,11 @@ def _read_zip(file: BinaryIO) -> dict[str, NDArray[Any]]:
 def _read_flat(content: BinaryIO) -> dict[str, NDArray[Any]]:
     """The container before torch 1.6: magic, version, platform, state dict, keys, then count and bytes per key."""
     content.seek(0)
-    file = io.BytesIO(content.read())  # a read of more than there is costs nothing here
-    if _unpickle(file) != _FLAT_MAGIC:
+    if _unpickle(io.BytesIO(content.read(_FLAT_BEGINNING))) != _FLAT_MAGIC:
         raise _RefusedError("it does not begin like a torch checkpoint")
+    content.seek(0)
+    file = io.BytesIO(content.read())  # a read of more than there is costs nothing here
+    _unpickle(file)
     if _unpickle(file) != _FLAT_PROTOCOL:
         raise _RefusedError("an unknown version of torch's flat format")
     platform = _unpickle(file)

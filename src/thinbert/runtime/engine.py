@@ -16,6 +16,7 @@ from thinbert import __version__
 from thinbert._core import Encoder, Matrix, cpu_features, instruction_sets, measure_costs
 from thinbert.errors import InputError, ModelError, quoted
 from thinbert.files import write_atomic
+from thinbert.model.blocks import to_dense
 from thinbert.model.checkpoint import Checkpoint
 from thinbert.model.config import ACTIVATIONS
 from thinbert.model.families import FAMILIES
@@ -229,6 +230,9 @@ def _matrix(checkpoint: Checkpoint, stem: str) -> Matrix:
 
 def _table(checkpoint: Checkpoint, name: str) -> tuple[np.ndarray, Array]:
     """An embedding table as int8 rows, read in place where it is stored so."""
-    if name in checkpoint.tensors and checkpoint.tensors[name].dtype == np.int8:
-        return checkpoint.tensors[name], np.require(checkpoint.tensors[name + SCALE_SUFFIX], requirements=["C", "A"])
-    return quantize_rows(checkpoint.array(name))
+    stored = checkpoint.tensors.get(name)
+    if stored is None:
+        stored = to_dense(checkpoint.blocks(name))
+    elif stored.dtype != np.int8:
+        return quantize_rows(checkpoint.array(name))
+    return stored, np.require(checkpoint.tensors[name + SCALE_SUFFIX], requirements=["C", "A"])
