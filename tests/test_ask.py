@@ -1,6 +1,9 @@
 """`thinbert ask`: answers with their places, what is printed, exit codes, and every message."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +23,8 @@ def test_the_example(cli: Cli) -> None:
     assert first.startswith("Gustave Eiffel  score 0.")
     text = EXAMPLE.read_text(encoding="utf-8")
     start = text.index("Gustave Eiffel")
-    line = text[:start].count("\n") + 1
-    assert place.endswith(f"eiffel-tower.md:{line}, characters {start}–{start + 14}  under “The Eiffel Tower”")
+    line, column = text[:start].count("\n") + 1, start - text.rindex("\n", 0, start)
+    assert place.endswith(f"eiffel-tower.md:{line}:{column}  under “The Eiffel Tower”")
     assert sentence.strip().startswith("It is named after the engineer [Gustave Eiffel], whose company")
 
 
@@ -31,6 +34,7 @@ def test_json(cli: Cli) -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
     assert r.code == 0
     assert (answer["answer"], answer["file"], answer["line"]) == ("Gustave Eiffel", str(EXAMPLE), 3)
+    assert text.splitlines()[2][answer["column"] - 1 :].startswith("Gustave Eiffel")
     assert len(answer["citations"]) == 3
     for a in answer["citations"]:
         assert text[a["start"] : a["end"]] == a["answer"]
@@ -74,15 +78,63 @@ def test_text_without_words(cli: Cli) -> None:
 def test_stdin_context_and_several_files(cli: Cli, tmp_path: Path) -> None:
     text = EXAMPLE.read_bytes()
     r = cli("ask", QUESTION, "-", stdin=text)
-    assert "standard input:3, characters" in r.out
+    assert "standard input:3:" in r.out
     r = cli("ask", QUESTION, "--context", "The Eiffel Tower is named after Gustave Eiffel.")
-    assert "context:1, characters 32–46" in r.out
+    assert "context:1:33" in r.out
     other = tmp_path / "other.txt"
     other.write_text("Bread is made from flour, water and salt.")
     r = cli("ask", "What is bread made from?", EXAMPLE, other)
     assert r.code == 0
-    assert "other.txt:1, characters" in r.out
+    assert "other.txt:1:" in r.out
     assert "flour, water and salt" in r.out
+
+
+def test_standard_input_is_read_as_what_it_is(cli: Cli, tmp_path: Path) -> None:
+    page = "<!DOCTYPE html><title>Tower</title><h1>Eiffel</h1><p>It is named after<br>Gustave Eiffel.</p>"
+    for content, place in (
+        (page.encode(), "  standard input.html  under"),
+        (files.pdf([["The tower is named"], ["after Gustave Eiffel."]]), "  standard input.pdf, page 2\n"),
+        (files.docx(files.paragraph("It is named after Gustave Eiffel.")), "  standard input.docx\n"),
+    ):
+        r = cli("ask", QUESTION, "-", stdin=content)
+        assert r.code == 0, r.err
+        assert "Gustave Eiffel" in r.out.splitlines()[0]
+        assert place in r.out
+
+
+def test_blocks_are_no_sentence(cli: Cli, tmp_path: Path) -> None:
+    """What is above a paragraph has no full stop, and is none of it."""
+    path = tmp_path / "page.html"
+    path.write_text("<p>Home About<h1>Marie Curie</h1><p>Born in War&shy;saw in 1867<p>She won two prizes")
+    r = cli("ask", "Where was Marie Curie born?", path)
+    assert r.out.splitlines()[2] == "  Born in [Warsaw] in 1867"
+    answer = json.loads(cli("ask", "Where was Marie Curie born?", path, "--json").out)
+    assert (answer["answer"], answer["sentence"]) == ("War\u00adsaw", "Born in War\u00adsaw in 1867")
+
+
+def test_output_that_has_no_unicode(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The best dish of the house was rösti with eggs.")
+    command = [sys.executable, "-m", "thinbert", "ask", "Which dish was best?", str(tmp_path / "a.txt"), "--json"]
+    out = subprocess.run(
+        command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True
+    ).stdout
+    assert "rösti" in json.loads(out.decode("ascii"))["answer"]
+
+
+def test_a_question_that_is_no_text(cli: Cli) -> None:
+    r = cli("ask", "Wann endet der Vertr\udce4g?", EXAMPLE)
+    assert (r.code, r.err) == (2, "thinbert: the question is not UTF-8\n")
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_streams_that_are_closed(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The tower is named after Gustave Eiffel.")
+    command = (
+        f"{sys.executable} -m thinbert ask '{QUESTION}' {tmp_path}/a.txt {'>&-' if closed == 'stdout' else '2>&-'}"
+    )
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("Gustave Eiffel" in done.stdout) == (closed == "stderr")
 
 
 def test_files_that_cannot_be_read_are_named(cli: Cli, tmp_path: Path) -> None:

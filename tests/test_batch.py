@@ -193,6 +193,21 @@ def test_lines_of_a_pipe_are_those_of_a_file(pieces: list[bytes]) -> None:
     assert waited == [False] * 3
 
 
+def test_nothing_that_could_be_computed_is_nothing(cli: Cli, tmp_path: Path) -> None:
+    """The command with the right field must not find an output in its way."""
+    source, out = write(tmp_path / "in.jsonl", records(2)), tmp_path / "out.jsonl"
+    r = cli("batch", source, "-o", out, "--question-field", "q")
+    assert (r.code, sorted(p.name for p in tmp_path.iterdir())) == (2, ["in.jsonl"])
+    assert "2 records, 2 with errors" in r.err
+    assert "nothing is written" in r.err
+    assert cli("batch", source, "-o", out).code == 0
+    long = write(tmp_path / "long.jsonl", [{"k" * 100_000: 1}])
+    assert len(cli("batch", long, "-o", "-").err) < 1000
+    (tmp_path / "LATIN.CSV").write_bytes("question,context\nWho?,caf\xe9\n".encode("latin1"))
+    r = cli("batch", tmp_path / "LATIN.CSV", "-o", "-")
+    assert "not UTF-8 (a byte is 0xe9); convert it first" in r.err
+
+
 def test_shards_and_limits_divide_the_records(cli: Cli, tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", records(7))
     seen = []

@@ -19,7 +19,7 @@ from thinbert.corpus import readers
 from thinbert.corpus.documents import Document, Report, find_files, parse_document, read_document, read_documents
 from thinbert.corpus.index import Corpus
 from thinbert.corpus.pages import Page, passages
-from thinbert.corpus.readers import READERS
+from thinbert.corpus.readers import READERS, _mended
 from thinbert.errors import InputError
 
 
@@ -404,6 +404,30 @@ def test_a_sentence_always_holds_its_answer(text: str, data: st.DataObject) -> N
 def test_a_sentence_without_end_is_cut() -> None:
     first, last = Page("word " * 10_000).sentence(25_000, 25_004)
     assert (first, last) == (24_600, 25_404)
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ("organi\ufffe\nsation", "organisation"),
+        ("INTERNA\x02TIONAL", "INTERNATIONAL"),
+        ("Jean\ufffe\nLuc Godard", "Jean-Luc Godard"),
+        ("COVID\ufffe19", "COVID-19"),
+        ("INV\ufffe2024-\n0077", "INV-2024-0077"),
+        ("Stratford-upon\ufffeAvon", "Stratford-upon-Avon"),
+        ("a well-known name, well\ufffe\nknown here", "a well-known name, well-known here"),
+        ("a\r\nb\ufffe", "a\nb"),
+    ],
+)
+def test_hyphens_at_line_ends(found: str, text: str) -> None:
+    """PDFium marks them all alike."""
+    assert _mended(found) == text
+
+
+def test_a_sentence_that_is_cut_is_cut_between_words() -> None:
+    text = "characters " * 1000
+    first, last = Page(text).sentence(5500, 5510)
+    assert text[first:last].split() == ["characters"] * len(text[first:last].split())
 
 
 def test_files_of_unknown_kinds_are_read_as_text() -> None:

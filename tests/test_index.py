@@ -179,6 +179,51 @@ def test_a_page_as_long_as_a_book() -> None:
     assert time.process_time() - begun < 3  # 0.05 s; it was half a minute
 
 
+def test_hits_are_those_of_a_corpus_in_memory(tmp_path: Path) -> None:
+    """What is kept about files has no part in how rare a word is, or how long a passage."""
+    words = ["mill", "bread", "bridge", "tower", "river", "oven", "keeper", "wheel"]
+    texts = {f"{n}.txt": " ".join(words[(n * k) % 8] for k in range(1, 2 + n % 11)) for n in range(1, 40)}
+    (tmp_path / "docs").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "docs" / name).write_text(text)
+    kept = Corpus.create(tmp_path / "index")
+    kept.update([str(tmp_path / "docs")])
+    made = Corpus.in_memory([text_document(str(tmp_path / "docs" / name), text) for name, text in texts.items()])
+    for corpus in (kept, made):
+        assert (corpus.passages, corpus.view().passages) == (39, 39)
+    for question in ("Which mill has bread?", "the keeper of the tower", "oven"):
+        scores = [[(Path(h.file).name, round(h.score, 5)) for h in c.search(question, 40)] for c in (kept, made)]
+        assert dict(scores[0]) == dict(scores[1])
+
+
+def test_what_is_known_of_a_file_is_kept_with_its_text(tmp_path: Path) -> None:
+    """Also where only its time changed."""
+    path = tmp_path / "book.md"
+    path.write_text("# Title\n\n" + "A sentence about a mill by the river. " * 200)
+    corpus = Corpus.create(tmp_path / "index")
+    corpus.update([str(path)])
+    before, pages = corpus.files(), corpus.page(str(path), 1)
+    os.utime(path, (1, 1))
+    assert corpus.update([str(path)]).unchanged == 1
+    (after,) = corpus.files()
+    assert (after.mtime_ns, before[0].passages) == (1_000_000_000, after.passages)
+    assert corpus.page(str(path), 1) == pages
+    assert corpus.passages == after.passages > 3
+
+
+def test_what_is_gone_can_be_forgotten(cli: Cli, docs: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    assert cli("index", docs, "--index", index).code == 0
+    docs.rename(tmp_path / "moved")
+    assert "--forget takes it out" in cli("index", "--index", index).err
+    assert "is not in the index" in cli("index", tmp_path / "moved", "--forget", "--index", index).err
+    r = cli("index", docs / "mill.txt", "--forget", "--index", index)
+    assert (r.code, r.out.startswith("1 removed; ")) == (0, True)
+    assert json.loads(cli("index", docs, "--forget", "--index", index, "--json").out)["removed"] == 2
+    assert Corpus.open(index).files() == []
+    assert cli("index", "--forget", "--index", index).code == 2
+
+
 def test_a_full_disk_is_said(docs: Path, tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import resource, signal
@@ -280,7 +325,7 @@ def test_folders_that_are_no_index(tmp_path: Path) -> None:
         Corpus.create(tmp_path / "full")
     Corpus.create(tmp_path / "old")
     (tmp_path / "old" / "thinbert-index.json").write_text('{"format": 99}')
-    with pytest.raises(InputError, match="an index of format 99; this thinbert has format 3"):
+    with pytest.raises(InputError, match="an index of format 99; this thinbert has format 4"):
         Corpus.open(tmp_path / "old")
     (tmp_path / "old" / "thinbert-index.json").write_text("[")
     with pytest.raises(InputError, match="damaged"):

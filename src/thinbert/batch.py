@@ -25,8 +25,9 @@ from thinbert.api import Model
 from thinbert.corpus.ask import Found
 from thinbert.corpus.pages import is_text
 from thinbert.corpus.readers import delimiter_of
-from thinbert.errors import InputError
+from thinbert.errors import InputError, some
 from thinbert.files import lock, write_atomic
+from thinbert.show import speaks_unicode
 from thinbert.tasks import classify
 from thinbert.tasks.qa import Reading
 from thinbert.tasks.squad import DAMAGED, open_packed, read_json_object
@@ -89,7 +90,8 @@ def run(
         stop_on_error: raise at the first record that cannot be computed; what is done is kept.
         note: called with what is wrong with each record that cannot be computed.
     Returns:
-        numbers of records `done` (in all), `now` (in this call) and `errors`.
+        numbers of records `done` (in all), `now` (in this call) and `errors`. Where no record could be computed,
+        nothing is written.
     Raises:
         InputError: input or output cannot be used, or OUT.partial is of another run.
     """
@@ -105,7 +107,7 @@ def run(
     total = _count(source, shard, limit)
     if target is None:
         for line in _lines(chunks, predict, counts, stop_on_error, note):
-            sys.stdout.write(line)
+            sys.stdout.write(line if speaks_unicode(sys.stdout) else json.dumps(json.loads(line)) + "\n")
             sys.stdout.flush()
             progress(counts["done"], total)
         return counts
@@ -130,6 +132,10 @@ def run(
                     progress(counts["done"], total)
             finally:
                 _keep(file)
+        if counts["done"] and counts["errors"] == counts["done"]:  # a field of another name, most likely
+            partial.unlink()
+            partial.with_name(partial.name + ".json").unlink(missing_ok=True)
+            return counts
         _finish(partial, target)
     except OSError as e:
         raise InputError(f"{target}: cannot be written: {e.strerror or e}; what is done is kept in {partial}") from e
@@ -248,7 +254,7 @@ def _check(source: str, target: Path | None) -> None:
 
 
 def _kind(name: str) -> str:
-    return Path(name.removesuffix(".gz").removesuffix(".xz")).suffix
+    return Path(name.lower().removesuffix(".gz").removesuffix(".xz")).suffix
 
 
 class _Arriving:
@@ -310,7 +316,13 @@ def _raw(source: str, stdin: _Arriving | None) -> Iterator[Mapping[str, Any] | s
         else:
             with _open(source) as file:
                 yield from _rows(source, file) if _kind(source) == ".csv" else _json_lines(file)
-    except (*DAMAGED, csv.Error, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
+        # the place is one of a piece that was read, and would mislead
+        raise InputError(
+            f"{source}: not UTF-8 (a byte is 0x{e.object[e.start]:02x}); convert it first, for example with "
+            "iconv -f latin1 -t utf-8"
+        ) from None
+    except (*DAMAGED, csv.Error) as e:
         raise InputError(f"{source}: damaged: {e}") from None
 
 
@@ -382,9 +394,10 @@ def _asked(raw: Mapping[str, Any], fields: Fields, model: Model, over_index: boo
 def _text(raw: Mapping[str, Any], name: str) -> str:
     value = raw.get(name)
     if not isinstance(value, str):
-        there = ", ".join(map(str, raw)) or "nothing"
         raise InputError(
-            f"{name} is missing; there is {there}" if value is None else f"{name} is no text: {value!r:.40}"
+            f"{name} is missing; there is {some(map(str, raw))}"
+            if value is None
+            else f"{name} is no text: {value!r:.40}"
         )
     if not value.strip():
         raise InputError(f"{name} is empty")
@@ -407,7 +420,7 @@ def _sharded(records: Iterator[Record], shard: tuple[int, int]) -> Iterator[Reco
 def _count(source: str, shard: tuple[int, int], limit: int | None) -> int | None:
     """How many records there are, where that is cheap to know."""
     if Path(source).suffix != ".jsonl":
-        return None
+        return limit
     with _open(source) as file:
         lines = sum(1 for line in file if line.strip())
     whole = len(range(shard[0] - 1, lines, shard[1]))

@@ -13,6 +13,8 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -30,6 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model folder, hub id, or `default`, the bundled one.")]
@@ -55,11 +58,14 @@ ThresholdOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
+_INTERRUPTED = 130  # the exit code
 _INDEX = Path(".thinbert-index")  # of `thinbert index` and `thinbert ask`, where none is named
 
 
 def main() -> NoReturn:
     """Entry point of the `thinbert` command."""
+    # who closes them wants to hear nothing, and not that there is nowhere to write
+    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character still gets the rest
@@ -71,11 +77,13 @@ def main() -> NoReturn:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # of failed attempts, the error of the last says it all
     try:
         code = app(standalone_mode=False)  # what typer.Exit carried, if a command raised it
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt  # which typer had made an exit of
     except Error as e:
         _fail(str(e))
     except (KeyboardInterrupt, typer.Abort):
         print("thinbert: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except (OSError, MemoryError) as e:
         _fail(f"{type(e).__name__}: {e}")
     except SystemExit as e:
@@ -182,10 +190,14 @@ def _ask(
         show.print_json(show.ask_json(question, found, report, stale, model, seconds))
     else:
         show.print_skipped(report)
-        show.print_found(found)
+        show.print_found(found, corpus.passages)
         for file in stale:
-            name, again = show.one_line(show.shown(file)), f"run thinbert index --index {index}"
-            print(f"note: {name} has changed or gone since it was indexed; {again}", file=sys.stderr)
+            name, run = show.one_line(show.shown(file)), f"thinbert index --index {index}"
+            print(
+                f"note: {name} has changed or gone since it was indexed; run {run}, or where its folder is gone "
+                f"{run} --forget FOLDER",
+                file=sys.stderr,
+            )
     raise typer.Exit(0 if found.citations else 1)
 
 
@@ -197,6 +209,9 @@ def _index(
     ] = None,
     index: Annotated[Path, typer.Option(help="Folder of the index.")] = _INDEX,
     max_mb: MaxMbOption = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Take the files and folders named out of the index, gone or not.")
+    ] = False,
     listing: Annotated[bool, typer.Option("--list", help="List what is indexed, and change nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -210,8 +225,10 @@ def _index(
     from thinbert.corpus.index import Corpus
     from thinbert.errors import InputError
 
-    if listing and (paths or max_mb is not None):
-        _fail("--list shows what is indexed and reads nothing: give it neither files nor --max-mb")
+    if listing and (paths or forget or max_mb is not None):
+        _fail("--list shows what is indexed and reads nothing: give it neither files nor --forget nor --max-mb")
+    if forget and (not paths or max_mb is not None):
+        _fail("--forget takes files or folders, and reads nothing: name some, without --max-mb")
     if listing:
         files = Corpus.open(index).files()
         if as_json:
@@ -221,6 +238,15 @@ def _index(
             counted = f"{show.count(f.pages, 'page')}, {show.count(f.passages, 'passage')}"
             print(f"{show.one_line(show.shown(f.path))}  {counted}, {show.size(f.size)}")
         print(f"{show.count(len(files), 'file')} in {index}")
+        return
+    if forget:
+        corpus = Corpus.open(index)
+        removed = corpus.forget(paths or ())
+        if as_json:
+            indexed = {"files": len(corpus.files()), "passages": corpus.passages}
+            show.print_json({"index": str(index), "removed": removed, "indexed": indexed})
+        else:
+            print(f"{removed} removed; {show.count(corpus.passages, 'passage')} in {index}")
         return
     corpus = Corpus.create(index) if paths else Corpus.open(index)
     started = time.perf_counter()
@@ -318,7 +344,7 @@ def _batch(
         nonlocal first_error
         first_error = first_error or error
 
-    with progress.counting("records") as count:
+    with progress.counting("records") as count, _kept(f"{out}.partial" if out != "-" else None):
         counts = batch.run(
             source,
             out,
@@ -339,11 +365,23 @@ def _batch(
     else:
         errors = f", {counts['errors']} with errors" if counts["errors"] else ""
         rate = f"{counts['now']} in {seconds:.1f} s, {counts['now'] / max(seconds, 1e-9):.1f} a second"
-        print(f"{show.count(counts['done'], 'record')}{errors} ({rate}) in {out}", file=sys.stderr)
+        where = f"in {out}" if counts["done"] > counts["errors"] or out == "-" else "; nothing is written"
+        print(f"{show.count(counts['done'], 'record')}{errors} ({rate}) {where}", file=sys.stderr)
         if first_error:
             print(f"the first: {show.one_line(first_error)}", file=sys.stderr)
     if counts["done"] and counts["errors"] == counts["done"]:
         raise typer.Exit(2)  # nothing could be computed: a field of another name, most likely
+
+
+@contextmanager
+def _kept(where: str | None) -> Iterator[None]:
+    """Tells whoever interrupts that what is done is not lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if where is not None:
+            print(f"thinbert: what is done is kept in {where}; the same command goes on", file=sys.stderr)
+        raise
 
 
 @app.command("serve")
@@ -531,13 +569,19 @@ def _compare(
     if as_json:
         show.print_json({run: [asdict(d) | {"difference": d.difference} for d in each] for run, each in found.items()})
         return
-    print(f"beside {show.one_line(str(runs[0]))}:")
+    print(f"first: {show.one_line(str(runs[0]))}")
     run_name = Column("run", overflow="fold")
-    table = Table(run_name, "metric", "there", "here", "difference", "95 %", "p", box=None, header_style="bold")
+    table = Table(run_name, "metric", "first", "this", "difference", "95 %", "p", box=None, header_style="bold")
     for run, each in found.items():
         for d in each:
             around = f"{d.low:+.2f} to {d.high:+.2f}"
-            numbers = (f"{d.base:.2f}", f"{d.other:.2f}", f"{d.difference:+.2f}", around, f"{d.p:.3f}")
+            numbers = (
+                f"{d.base:.2f}",
+                f"{d.other:.2f}",
+                f"{d.difference:+.2f}",
+                around,
+                f"{d.p:.3f}" if d.p >= 0.001 else "<0.001",
+            )
             table.add_row(Text(run), d.metric, *numbers)
     show.console().print(table)
 
@@ -650,7 +694,7 @@ def _bench(
         return
     print(
         f"{result['median_ms']:.2f} ms ± {result['spread_ms']:.2f}, {result['tokens_per_second']:.0f} tokens/s, "
-        f"{result['isa']}, {result['threads']} threads, {result['resident_mb']:.0f} MB resident; "
+        f"{result['isa']}, {show.count(result['threads'], 'thread')}, {result['resident_mb']:.0f} MB resident; "
         f"hidden states within {result['largest_difference']:.3f} of float32's, which reach {result['size']:.1f}"
     )
     print("time: " + ", ".join(f"{part} {share:.0%}" for part, share in result["shares"].items()))
@@ -702,7 +746,7 @@ def _compress(
     if data is None:
         raise InputError("no data folder; give --data FOLDER, or set THINBERT_DATA")
     run = _train_ring("run")
-    with progress.stages() as report:
+    with progress.stages() as report, _kept(None if dry_run else str(out)):
         if tensorboard:
             report = run.tensorboard(report, out / "tensorboard")
         place = module.Place(

@@ -1,6 +1,8 @@
 """The errors thinbert raises on purpose: what was wrong, what was found, what was expected, what to do."""
 
 import reprlib
+from collections.abc import Iterable
+from itertools import islice
 
 _QUOTED = 100  # characters
 _SHORT = reprlib.Repr()  # which never looks at the whole of what is nested: a pickle of 186 bytes can hold 2^60 tuples
@@ -11,6 +13,11 @@ def quoted(value: object) -> str:
     """What a file says, for a message: as Python would write it, and never the whole of a long one."""
     text = _SHORT.repr(value)
     return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of the names that a file has, for a message."""
+    return ", ".join(name[:40] for name in islice(names, 10)) or "nothing"
 
 
 class Error(Exception):

@@ -5,6 +5,9 @@ import os
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
+
+from thinbert.corpus.pages import BLOCKS
 
 if TYPE_CHECKING:
     from thinbert.corpus.ask import Citation, Found, Place
@@ -13,11 +16,17 @@ if TYPE_CHECKING:
 
 
 _ALSO = 3  # other places of an answer that are named
+_JOINERS = "\u200c\u200d"
 _LEAST = 0.005  # what scores less would be shown as 0.00: more answers are not worth a reader's time then
 
 
 def print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print(json.dumps(value, ensure_ascii=not speaks_unicode(sys.stdout), indent=2))
+
+
+def speaks_unicode(stream: Any) -> bool:
+    """Whether a stream has all characters. To others JSON is escaped as JSON is, not as Python would."""
+    return str(getattr(stream, "encoding", None)).lower().replace("-", "") in ("utf8", "utf16", "utf32")
 
 
 def console() -> Any:
@@ -29,13 +38,19 @@ def console() -> Any:
 
 
 def one_line(text: str) -> str:
-    """Text from a file, made safe to print: no line breaks, no terminal control codes."""
-    return "".join(ch if ch.isprintable() else " " for ch in text)
+    """Text from a file, made safe to print: no line breaks, no terminal control codes, nothing that turns a line round.
+    What is not seen inside of words, such as soft hyphens, is not there; what joins letters or signs is."""
+    if text.isprintable():
+        return text
+    return "".join(ch if ch.isprintable() or ch in _JOINERS else "" if category(ch) == "Cf" else " " for ch in text)
 
 
 def shown(path: str) -> str:
     """A path as people here call it: from where they are, if it is below."""
-    here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
+    try:
+        here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
+    except OSError:  # which was deleted
+        return path
     return path.removeprefix(here)
 
 
@@ -53,12 +68,16 @@ def size(of: int) -> str:
     return f"{of / 1e6:.1f} MB" if of >= 1e5 else f"{of / 1e3:.1f} kB" if of >= 100 else count(of, "byte")
 
 
-def print_found(found: "Found") -> None:
+def print_found(found: "Found", passages: int) -> None:
+    """Args: passages: how many there are, read or not."""
     from rich.text import Text
 
     out = console()
     if not found.citations:
-        out.print(Text(f"No answer in these documents (probability {found.no_answer:.0%}).", style="bold yellow"))
+        where = (
+            f"in the {count(found.read, 'passage')} that fit best" if found.read < passages else "in these documents"
+        )
+        out.print(Text(f"No answer {where} (probability {found.no_answer:.0%}).", style="bold yellow"))
         if found.rejected is not None:
             out.print(Text("Best rejected candidate:", style="dim"))
             _print_citation(found.rejected)
@@ -78,8 +97,8 @@ def _print_citation(c: "Citation") -> None:
     score = f"{c.score:.2f}" if c.score >= _LEAST else "<0.01"
     out.print(Text.assemble((one_line(c.text), "bold green"), (f"  score {score}", "dim")), soft_wrap=True)
     under = f"  under “{one_line(c.heading)}”" if c.heading else ""
-    place = f"  {_place(c.place)}, characters {c.place.start}–{c.place.end}"
-    out.print(Text.assemble((place, "cyan"), (under, "dim")), soft_wrap=True)
+    place = _place(c.place) if _suffix(c.place) in _LINELESS else f"{_place(c.place)}:{c.place.column}"
+    out.print(Text.assemble((f"  {place}", "cyan"), (under, "dim")), soft_wrap=True)
     first, last = c.place.start - c.sentence_start, c.place.end - c.sentence_start
     before, answer, after = map(one_line, (c.sentence[:first], c.sentence[first:last], c.sentence[last:]))
     if out.color_system is not None and not out.no_color:
@@ -96,17 +115,20 @@ def _print_citation(c: "Citation") -> None:
 
 # How places are called in files that are no plain text, by suffix: the lines of their text are not lines of the file.
 _PAGES = {".pdf": "page", ".json": "paragraph"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson"), "line")
-_FLOWING = (".html", ".htm", ".xhtml", ".docx")
+_LINELESS = (*_PAGES, *BLOCKS)
+
+
+def _suffix(place: "Place") -> str:
+    return os.path.splitext(place.file)[1].lower()  # noqa: PTH122
 
 
 def _place(place: "Place") -> str:
     """file:line; file, page n (the label printed on it); or the file alone, where it has neither."""
-    file = one_line(shown(place.file))
-    suffix = os.path.splitext(place.file)[1].lower()  # noqa: PTH122
+    file, suffix = one_line(shown(place.file)), _suffix(place)
     if suffix in _PAGES:
         label = f" ({one_line(place.label)})" if place.label and place.label != str(place.page) else ""
         return f"{file}, {_PAGES[suffix]} {place.page}{label}"
-    return file if suffix in _FLOWING else f"{file}:{place.line}"
+    return file if suffix in BLOCKS else f"{file}:{place.line}"
 
 
 def ask_json(
@@ -172,13 +194,13 @@ def print_scores(scores: dict[str, Any]) -> None:
         print(f"no-answer probability: AUROC {scores['no_answer_auroc']:.3f}")
     if scores["questions_per_second"]:
         print(
-            f"{scores['answered_now']} questions in {scores['seconds']:.0f} s, "
+            f"{count(scores['answered_now'], 'question')} in {scores['seconds']:.0f} s, "
             f"{scores['questions_per_second']:.1f} a second"
         )
 
 
 def print_sparsity(s: "Sparsity") -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     out = console()
     summary = Table(box=None, show_header=False)
@@ -201,7 +223,8 @@ def print_sparsity(s: "Sparsity") -> None:
         summary.add_row(name, value)
     out.print(summary)
     out.print()
-    table = Table("layer", "heads", "neurons", "query", "key", "value", "output", "FFN in", "FFN out", box=None)
+    names = ("layer", "heads", "neurons", "query", "key", "value", "output", "FFN in", "FFN out")
+    table = Table(*(Column(name, overflow="fold") for name in names), box=None)
     for layer in range(s.layers):
         # the pattern of all is said above
         cells = [
@@ -216,7 +239,7 @@ def print_report(report: dict[str, Any]) -> None:
 
     print(f"processor     {report['processor']}")
     print(f"features      {', '.join(report['features']) or 'none that matter'}")
-    print(f"runs with     {report['isa']}, {report['threads']} threads ({report['why']})")
+    print(f"runs with     {report['isa']}, {count(report['threads'], 'thread')} ({report['why']})")
     for s in report["instruction_sets"]:
         state = "usable" if s["usable"] else f"lacks {', '.join(s['missing'])}" if s["built"] else "not built in"
         print(f"              {s['name']}: {state}")

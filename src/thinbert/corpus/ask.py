@@ -4,11 +4,12 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from thinbert.api import Model
 from thinbert.corpus.index import Corpus, Hit
-from thinbert.corpus.pages import Page
+from thinbert.corpus.pages import BLOCKS, Page, is_text
 from thinbert.errors import InputError
 from thinbert.tasks import qa
 from thinbert.tasks.calibration import log_odds
@@ -33,6 +34,7 @@ class Place:
     start: int  # characters of the page, end exclusive
     end: int
     line: int = 0  # of the page, from 1; 0 before that was looked at
+    column: int = 0  # of the line, from 1
 
     def fields(self) -> dict[str, Any]:
         """As JSON says it, everywhere."""
@@ -43,6 +45,7 @@ class Place:
             "start": self.start,
             "end": self.end,
             "line": self.line,
+            "column": self.column,
         }
 
 
@@ -116,11 +119,13 @@ def ask(
     answer, with the scores of all of them.
 
     Raises:
-        InputError: the question is empty.
+        InputError: the question is empty, or has no encoding.
         ModelError: the model cannot answer questions.
     """
     if not question.strip():
         raise InputError("the question is empty")
+    if not is_text(question):
+        raise InputError("the question is not UTF-8")
     if top_k < 1 or passages < 1:
         raise InputError(f"top_k is {top_k} and passages {passages}; both must be at least 1")
     if threshold is None:
@@ -193,11 +198,12 @@ def _cite(
     page_of: Callable[[str, int], Page], candidate: _Candidate, score: float, also: tuple[Place, ...]
 ) -> Citation:
     def found(place: Place) -> Place:
-        return replace(place, line=page_of(place.file, place.page).line(place.start))
+        page = page_of(place.file, place.page)
+        return replace(place, line=page.line(place.start), column=page.column(place.start))
 
     place = candidate.place
     page = page_of(place.file, place.page)
-    first, last = page.sentence(place.start, place.end)
+    first, last = page.sentence(place.start, place.end, blocks=Path(place.file).suffix.lower() in BLOCKS)
     return Citation(
         text=candidate.answer.text,
         score=score,

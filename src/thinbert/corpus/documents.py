@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from thinbert.corpus.pages import Page, is_text
-from thinbert.corpus.readers import READERS, Read, read_text
+from thinbert.corpus.readers import READERS, Read, kind_of, read_text
 from thinbert.errors import InputError
 
 STDIN, _STDIN_SHOWN = "-", "standard input"
@@ -41,13 +41,19 @@ class Report:
 
 
 def read_document(name: str, *, max_mb: float = MAX_MB) -> Document:
-    """A file by its suffix (others are read as text), or standard input as text for "-".
+    """A file by its suffix (others are read as text), or for "-" standard input by how it begins, as a PDF, as HTML or
+    as text; its name then has the suffix of its kind.
 
     Raises:
         InputError: unreadable, a directory, too large, damaged, encrypted, or without text; naming the file.
     """
     if name == STDIN:
-        return _document(_STDIN_SHOWN, lambda: _read_stdin(max_mb), "")
+        try:
+            content = _read_stdin(max_mb)
+        except InputError as e:
+            raise InputError(f"{_STDIN_SHOWN}: {e}") from None
+        suffix = kind_of(content)
+        return _document(_STDIN_SHOWN + suffix, lambda: content, suffix)
     path = Path(name)
     return _document(name, lambda: content_of(path, max_mb), path.suffix.lower())
 

@@ -1,10 +1,9 @@
 """A searchable corpus: passages of documents under BM25, in memory or in a folder that follows the files on disk.
 
 Everything is one tantivy index, so one commit is all or nothing: a process killed at any moment leaves the state of the
-last commit. Documents in it are of two kinds:
-
-    file      one for each file: size, time and hash it was read at, and what could not be read of it
-    passage   a piece of a page: its text, and where it stands
+last commit. Its documents are passages, pieces of pages: their text, and where it stands. The first of a file says what
+is known of the file too: size, time and hash it was read at, and what could not be read of it. (In a document of its
+own that would count in BM25, as one without words.)
 """
 
 import hashlib
@@ -39,7 +38,7 @@ from thinbert.corpus.pages import Page, is_text, passages, unlike
 from thinbert.errors import InputError, StorageError
 from thinbert.files import write_atomic
 
-_FORMAT = 3  # of the fields below; an index of another format is made anew by the user
+_FORMAT = 4  # of the fields below; an index of another format is made anew by the user
 _HEAP = 64_000_000  # bytes that the writer fills before it writes a segment
 _COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # text or time after which work is made safe
 _WEIGHTS = {"words": 1.0, "heading": 0.5, "name": 0.3}  # of a word's score, by where it stands
@@ -66,8 +65,11 @@ def _analyzer(*, queries: bool) -> tantivy.TextAnalyzer:
 
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
-    builder.add_text_field("kind", tokenizer_name="raw", index_option="basic")
-    builder.add_text_field("id", tokenizer_name="raw", index_option="basic")  # of a file; passages have its path
+    builder.add_text_field(
+        "kind", tokenizer_name="raw", index_option="basic"
+    )  # passage, and of a file's first file too
+    builder.add_text_field("id", tokenizer_name="raw", index_option="basic")  # of the file, at its first passage
+    builder.add_bytes_field("known", stored=True)  # of the file, there
     builder.add_text_field("file", stored=True, tokenizer_name="raw", index_option="basic")
     builder.add_unsigned_field("page", stored=True, indexed=True, fast=True)
     builder.add_unsigned_field("start", stored=True)
@@ -76,7 +78,7 @@ def _schema() -> tantivy.Schema:
     builder.add_text_field("words", tokenizer_name="words", index_option="freq")
     builder.add_text_field("heading", tokenizer_name="words", index_option="freq")
     builder.add_text_field("name", tokenizer_name="words", index_option="freq")
-    builder.add_bytes_field("about", stored=True)
+    builder.add_bytes_field("headings", stored=True)
     return builder.build()
 
 
@@ -233,30 +235,30 @@ class Corpus:
     def add(self, writer: "Writer", document: Document, about: File | None = None) -> int:
         """Adds a document's passages, and what is known of its file; returns the number of passages."""
         key = about.path if about else document.name
-        name = searchable(Path(key).stem.replace("_", " ").replace("-", " "))
-        count = 0
-        for page in document.pages:
-            for passage in passages(page):
-                body = page.text[passage.start : passage.end]
-                writer.add(
-                    kind="passage",
-                    file=key,
-                    page=page.number,
-                    start=passage.start,
-                    label=page.label,
-                    body=body.encode(),
-                    words=searchable(body),
-                    heading=searchable("\n".join(heading for _, heading in passage.headings)),
-                    about=json.dumps(passage.headings).encode() if passage.headings else b"",
-                    name=name,
-                )
-                count += 1
-        if about:
-            self._note(writer, replace(about, passages=count))
-        return count
+        pieces = [(page, passage) for page in document.pages for passage in passages(page)]
+        known = replace(about, passages=len(pieces)) if about else None
+        for page, p in pieces:
+            text = page.text[p.start : p.end]
+            self._write(writer, Hit(key, page.number, page.label, p.start, text, p.headings, 0.0), known)
+            known = None
+        return len(pieces)
 
-    def _note(self, writer: "Writer", about: File) -> None:
-        writer.add(kind="file", id=about.id, about=json.dumps(asdict(about)).encode())
+    def _write(self, writer: "Writer", passage: Hit, known: File | None) -> None:
+        """Adds a passage, and what is known of its file where it is the first."""
+        of_file = {"id": known.id, "known": json.dumps(asdict(known)).encode()} if known else {}
+        writer.add(
+            kind=["passage", "file"] if known else "passage",
+            file=passage.file,
+            page=passage.page,
+            start=passage.start,
+            label=passage.label,
+            body=passage.text.encode(),
+            words=searchable(passage.text),
+            heading=searchable("\n".join(heading for _, heading in passage.headings)),
+            headings=json.dumps(passage.headings).encode(),
+            name=searchable(Path(passage.file).stem.replace("_", " ").replace("-", " ")),
+            **of_file,
+        )
 
     def update(
         self,
@@ -280,6 +282,25 @@ class Corpus:
             self._update(writer, named, changes, max_mb, progress)
         self.reload()
         return changes
+
+    def forget(self, names: Iterable[str]) -> int:
+        """Takes files out of the index, whether or not they are on the disk: those named, and all below folders named.
+        Returns how many. Raises InputError where a name is of none."""
+        with self.writer() as writer:
+            self.reload()
+            known = {f.path for f in self.files()}
+            forgotten: set[str] = set()
+            for name in names:
+                at = absolute(name)
+                below = {path for path in known if path == at or path.startswith(at.rstrip(os.sep) + os.sep)}
+                if not below:
+                    raise InputError(f"{name}: is not in the index, and nothing below it is")
+                forgotten |= below
+            for path in forgotten:
+                writer.remove(path)
+            writer.commit()
+        self.reload()
+        return len(forgotten)
 
     def _update(self, writer: "Writer", named: list[str], changes: Changes, max_mb: float, progress: Progress) -> None:
         known = {f.path: f for f in self.files()}
@@ -317,7 +338,9 @@ class Corpus:
                 writer.remove(path)
                 changes.removed += 1
             else:
-                changes.report.notes.append((path, "cannot be looked at now; what was indexed of it is kept"))
+                changes.report.notes.append(
+                    (path, "cannot be looked at now; what was indexed of it is kept (--forget takes it out)")
+                )
         progress(total, total)
         writer.commit()
 
@@ -340,8 +363,9 @@ class Corpus:
             return isinstance(e, TooLargeError) or isinstance(e.__cause__, OSError)
         sha256 = hashlib.sha256(content).hexdigest()
         if before and before.sha256 == sha256:
-            writer.remove_note(before)
-            self._note(writer, replace(before, size=at.st_size, mtime_ns=at.st_mtime_ns))
+            ((first, _),) = self._firsts("id", before.id)
+            writer.remove_first(before)
+            self._write(writer, first, replace(before, size=at.st_size, mtime_ns=at.st_mtime_ns))
             changes.unchanged += 1
             return True
         try:
@@ -373,18 +397,19 @@ class Corpus:
 
     def files(self) -> list[File]:
         """All files, by path."""
-        return sorted(self._files("kind", "file"), key=lambda f: f.path)
+        return sorted((file for _, file in self._firsts("kind", "file")), key=lambda f: f.path)
 
     def file(self, id: str) -> File | None:
-        return next(iter(self._files("id", id)), None)
+        return next((file for _, file in self._firsts("id", id)), None)
 
     @_sound()
-    def _files(self, name: str, value: str) -> list[File]:
+    def _firsts(self, name: str, value: str) -> list[tuple[Hit, File]]:
+        """First passages of files, and what is known of these."""
         found = []
         searcher, query = self._index.searcher(), tantivy.Query.term_query(self._schema, name, value)
         for _, address in searcher.search(query, limit=max(1, searcher.num_docs), count=False).hits:
-            raw: dict[str, Any] = json.loads(bytes(searcher.doc(address)["about"][0]))
-            found.append(File(**{**raw, "notes": tuple(raw["notes"])}))
+            raw: dict[str, Any] = json.loads(bytes(searcher.doc(address)["known"][0]))
+            found.append((_hit(searcher, 0.0, address), File(**{**raw, "notes": tuple(raw["notes"])})))
         return found
 
     def stale(self, paths: Collection[str]) -> list[str]:
@@ -518,8 +543,7 @@ def _hit(searcher: tantivy.Searcher, score: float, address: tantivy.DocAddress) 
     def one(name: str) -> Any:
         return stored[name][0]
 
-    about = bytes(one("about"))
-    headings = tuple((at, heading) for at, heading in json.loads(about)) if about else ()
+    headings = tuple((at, heading) for at, heading in json.loads(bytes(one("headings"))))
     return Hit(
         one("file"), one("page"), one("label"), one("start"), bytes(one("body")).decode(), headings, float(score)
     )
@@ -583,10 +607,9 @@ class Writer:
     def remove(self, path: str) -> None:
         with self._telling():
             self._writer.delete_documents_by_term("file", path)
-            self._writer.delete_documents_by_term("id", id_of(path))
 
-    def remove_note(self, file: File) -> None:
-        """Of what is known of a file, not of its passages."""
+    def remove_first(self, file: File) -> None:
+        """The first passage of a file, with what is known of the file."""
         with self._telling():
             self._writer.delete_documents_by_term("id", file.id)
 

@@ -11,6 +11,9 @@ from typing import TypeGuard
 # starts a heading, list item or table in Markdown. Abbreviations are not known: a citation may then show less than
 # the sentence, never a wrong place.
 _SENTENCE_END = re.compile(r"""[.!?…]+["'”’)\]]*(?=\s)|\n\s*\n|\n(?=[ \t]*(?:[#>|*+-]|\d+\.)\s)""")
+# Suffixes of files whose text has a line for each block, a paragraph or heading; lines of theirs nobody sees.
+BLOCKS = (".html", ".htm", ".xhtml", ".docx")
+_LINE_END = re.compile(r"\n")
 _LONGEST_SENTENCE = 400  # characters shown on either side of an answer, at most
 
 # A passage fits a window of 384 tokens with its question: English has 4 to 5 characters a token.
@@ -58,15 +61,32 @@ class Page:
         """Number, from 1, of the line that character `position` stands in."""
         return bisect.bisect_right(self._line_starts, position)
 
+    def column(self, position: int) -> int:
+        """Number, from 1, of character `position` in its line."""
+        return position - self._line_starts[self.line(position) - 1] + 1
+
     def heading(self, position: int) -> str:
         """The last heading that begins at or before character `position`, or ""."""
         before = bisect.bisect_right(self.headings, position, key=lambda h: h[0])
         return self.headings[before - 1][1] if before else ""
 
-    def sentence(self, start: int, end: int) -> tuple[int, int]:
-        """Where the sentence (or sentences) around the characters start:end begin and end."""
+    def sentence(self, start: int, end: int, *, blocks: bool = False) -> tuple[int, int]:
+        """Where the sentence (or sentences) around the characters start:end begin and end; one that is long is cut
+        between words.
+
+        Args:
+            blocks: each line is a block of its own, such as a paragraph or heading.
+        """
         left, right = max(0, start - _LONGEST_SENTENCE), min(len(self.text), end + _LONGEST_SENTENCE)
         ends = [m.end() for m in _SENTENCE_END.finditer(self.text, left, right)]
+        if blocks:
+            ends += [m.end() for m in _LINE_END.finditer(self.text, left, right)]
+        inside = left > 0 and not self.text[left - 1].isspace()
+        if inside and (space := re.search(r"\s", self.text[left:start])):
+            left += space.end()
+        inside = right < len(self.text) and not self.text[right].isspace()
+        if inside and (space := re.search(r"\s(?=\S*$)", self.text[end:right])):
+            right = end + space.start()
         first = max((e for e in ends if e <= start), default=left)
         last = min((e for e in ends if e >= end), default=right)
         before, after = self.text[first:start], self.text[end:last]

@@ -78,6 +78,16 @@ def decode(content: bytes) -> str:
         ) from None
 
 
+def kind_of(content: bytes) -> str:
+    """The suffix of content that has no name: of PDF, HTML or Word, else none, for text."""
+    if content.startswith(b"%PDF-"):
+        return ".pdf"
+    if content.startswith(b"PK\x03\x04"):
+        return ".docx"
+    beginning = content[:1000].removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    return ".html" if beginning.startswith((b"<!doctype html", b"<html")) else ""
+
+
 def read_text(content: bytes) -> Read:
     return Read((Page(decode(content)),))
 
@@ -302,8 +312,18 @@ def _read_pdf(content: bytes) -> Read:
 
 
 def _mended(text: str) -> str:
-    """PDFium's text with plain line ends. It marks a hyphen that only the line's end brought with U+FFFE or U+0002."""
+    """PDFium's text with plain line ends. It marks hyphens before them with U+FFFE or U+0002: those that only the
+    line's end brought go, those of names, numbers and words with a hyphen elsewhere on the page stay."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    with_hyphens = set(re.findall(r"\w+-\w+", text.lower()))
+
+    def joined(found: re.Match[str]) -> str:
+        left, right = found.groups()
+        of_names = right[0].isdigit() or (right[0].isupper() and not left.isupper())
+        return f"{left}-{right}" if of_names or f"{left}-{right}".lower() in with_hyphens else left + right
+
+    text = re.sub(r"(\w+)[\ufffe\x02]\n?(\w+)", joined, text)
+    text = re.sub(r"(?<=\d-)\n(?=\d)", "", text)
     return re.sub("[\ufffe\x02]\n?", "", text).replace("\0", "")
 
 

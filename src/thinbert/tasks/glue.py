@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from thinbert.errors import InputError
+from thinbert.errors import InputError, some
 from thinbert.tasks.squad import Question, read_packed
 
 _log = logging.getLogger("thinbert")
@@ -98,7 +98,7 @@ def read_glue(path: Path, task: Task) -> Classified:
         places, first = list(task.headerless), 0
     if places is None:
         wanted = ", ".join(" or ".join(names) for names in task.columns)
-        raise InputError(f"{path}: the first line names {', '.join(rows[0]) or 'nothing'}; expected {wanted}")
+        raise InputError(f"{path}: the first line names {some(rows[0])}; expected {wanted}")
     examples = []
     may_break_off, torn = task.torn and first == 1, 0  # files without a header are another's, and whole
     for number, row in enumerate(rows[first:], first + 1):
