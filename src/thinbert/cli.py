@@ -507,7 +507,7 @@ def _evaluate(
     max_length, stride = loaded.window_size(max_length, stride)
     threshold = threshold_of(loaded) if threshold is None else threshold
     settings = Settings(max_answer_tokens or MAX_ANSWER_TOKENS, max_length, stride, N_BEST, precision)
-    with progress.counting("questions") as count:
+    with progress.counting("questions") as count, _kept(None if out is None else str(out)):
         scores = evaluate(loaded, dataset, out, settings, threshold=threshold, limit=limit, progress=count)
     if as_json:
         show.print_json({"model": model, "data": str(data), "out": str(out), **scores})
@@ -764,7 +764,8 @@ def _compress(
             often = "once" if stage.once else "for each seed"
             print(
                 f"{row['stage']:16s} {row['task']:7s} {row['examples']:8d} examples  {row['steps']:7d} steps  "
-                f"{show.duration(row['seconds'])} {often}, at most {row['peak_memory_mb']:.0f} MB so far"
+                f"{show.duration(row['seconds'])} {often}, at most {row['peak_memory_mb']:.0f} MB so far, "
+                f"from {', '.join(row['data'])}"
             )
         print("not counted: scores, on the way and at the end, and what teachers say once of a task's examples")
     else:

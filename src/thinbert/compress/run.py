@@ -241,7 +241,8 @@ def _estimates(place: Place, timed: int) -> list[dict[str, Any]]:
         if torch.cuda.is_available():
             memory = 1e-6 * torch.cuda.max_memory_allocated()
         row = {"stage": stage.name, "task": stage.task, "examples": len(features), "steps": len(plan)}
-        rows.append(row | {"seconds": seconds * len(plan), "peak_memory_mb": memory})
+        read = [path.name for path in sources.files(place, stage)]
+        rows.append(row | {"seconds": seconds * len(plan), "peak_memory_mb": memory, "data": read})
         place.say(f"{stage.name}: {seconds:.2f} s a step")
     return rows
 
