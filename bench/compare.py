@@ -10,7 +10,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -138,8 +137,9 @@ def rates(answers: dict[str, list[dict[str, Any]]], count: int, unit: str, **sco
 def report(out: Path | None, threads: int, **results: Any) -> None:
     """Prints results as one line of JSON, with date and machine, and writes them to `out`."""
     from thinbert._core import cpu_features
+    from thinbert.runtime.engine import system
 
-    machine = {"platform": platform.platform(), "threads": threads, "cpu_features": cpu_features()}
+    machine = {"platform": system(), "threads": threads, "cpu_features": cpu_features()}
     result = {"date": datetime.now(UTC).date().isoformat(), "machine": machine, **results}
     if out:
         out.write_text(json.dumps(result, indent=1) + "\n")

@@ -729,7 +729,10 @@ def _compress(
         typer.Option("--set", help="KEY=VALUE, such as base=FOLDER or stages.squad.rate=1e-4. May be repeated."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show stages, data and steps, with an estimate of time.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Show stages, data and steps; estimate time and memory from a few steps of each."
+        ),
     ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard, to OUT/tensorboard.")

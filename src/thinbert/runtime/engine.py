@@ -140,6 +140,11 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def system() -> str:
+    """The operating system and its version, without the name that its maker gave the build."""
+    return f"{platform.system()} {platform.release().partition('-')[0]}, {platform.machine()}"
+
+
 class Engine:
     """An encoder in the native engine. One batch runs at a time; calls from several threads wait for each other."""
 

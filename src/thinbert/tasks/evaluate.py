@@ -28,6 +28,7 @@ from thinbert._core import cpu_features
 from thinbert.api import Model
 from thinbert.errors import InputError
 from thinbert.files import lock, write_atomic
+from thinbert.runtime.engine import system
 from thinbert.tasks import bootstrap, classify, glue, metrics
 from thinbert.tasks.calibration import auroc
 from thinbert.tasks.qa import Reading
@@ -242,7 +243,7 @@ def _enter(out: Path, what: Mapping[str, Any], name: str) -> None:
                 f"{out}: holds a run with other {' and '.join(changed)}; give another --out, or delete the folder"
             )
     versions = {"numpy": np.__version__, "python": platform.python_version()}
-    machine = {"cpu_features": cpu_features(), "platform": platform.platform()}
+    machine = {"cpu_features": cpu_features(), "platform": system()}
     _write_json(manifest, {"name": name, **what, "versions": versions, "machine": machine})
 
 
