@@ -123,14 +123,17 @@ def turns(workers: dict[str, Worker], rounds: int, **request: Any) -> dict[str, 
 
 def rates(answers: dict[str, list[dict[str, Any]]], count: int, unit: str, **scores: dict[str, float]) -> list[Any]:
     """Rows of a table, printed too: how many of `count` things each engine does a second, its scores, ours over it."""
-    rate = {name: count / statistics.median(a["seconds"] for a in each) for name, each in answers.items()}
+    seconds = {name: [a["seconds"] for a in each] for name, each in answers.items()}
+    rate = {name: count / statistics.median(each) for name, each in seconds.items()}
     rows = []
     for name, each in rate.items():
         ratio = rate[OURS] / each
         own = {score: of[name] for score, of in scores.items()}
-        rows.append({"engine": name, f"{unit}_per_second": each, **own, "ours_over_it": ratio})
+        of_rounds = [count / max(seconds[name]), count / min(seconds[name])]
+        rows.append({"engine": name, f"{unit}_per_second": each, "of_rounds": of_rounds, **own, "ours_over_it": ratio})
+        around = " to ".join(f"{r:.1f}" for r in of_rounds)
         shown = "".join(f"   {score} {value:.2f}" for score, value in own.items())
-        print(f"{name:32s} {each:7.1f} {unit}/s{shown}   ours {ratio:.2f}x", flush=True)
+        print(f"{name:32s} {each:7.1f} {unit}/s ({around}){shown}   ours {ratio:.2f}x", flush=True)
     return rows
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import report
+from compare import PAUSE, report
 from models import as_float
 
 RANKS = (1, 5, 10, 20)
@@ -72,7 +72,7 @@ class Peer:
             start = np.where(inside, out.start_logits[row].numpy(), -np.inf).astype(np.float64)
             end = np.where(inside, out.end_logits[row].numpy(), -np.inf).astype(np.float64)
             scores = np.triu(start[:, None] + end[None, :]) + np.where(np.tri(len(start), k=-1), -np.inf, 0)
-            scores[np.tri(len(start), k=-31).T.astype(bool)] = -np.inf
+            scores[np.tri(len(start), k=-30).T.astype(bool)] = -np.inf
             a, b = np.unravel_index(scores.argmax(), scores.shape)
             if scores[a, b] > best:
                 offsets = encoded["offset_mapping"][row]
@@ -134,6 +134,7 @@ def main() -> None:
         scores: dict[str, list[float]] = {"thinbert": [], "peer": []}
         for number, q in enumerate([*questions[:WARM], *questions]):
             for name in times:
+                time.sleep(PAUSE)  # until threads of the other spin no longer
                 begun = time.perf_counter()
                 if name == "thinbert":
                     found = ask(model, q.question, corpus, passages=k, threshold=1.0)

@@ -126,6 +126,7 @@ def main() -> None:
             ours, theirs = context.Pipe()
             process = context.Process(target=measured, args=(work, Path(name), asked, theirs))
             process.start()
+            theirs.close()  # or its end would not be seen
             results[work.__name__] = ours.recv()
             process.join()
             print(work.__name__, json.dumps(results[work.__name__]), flush=True)

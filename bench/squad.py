@@ -78,6 +78,8 @@ def worker(args: argparse.Namespace) -> None:
     model = thinbert.load(args.model, threads=args.threads)
     if name != OURS:
         file, precision, _ = ENGINES[name]
+        if how == "streams":
+            thinbert.api._TOKENS_IN_FLIGHT = 1 << 16  # at the end of a batch streams wait for one another
         model.runtime = Peer(importlib.import_module(file).Engine(args.folder, args.threads, precision), how)
     questions = read_squad(args.data).questions[: args.questions]
     pairs = [(q.question, [q.context]) for q in questions]

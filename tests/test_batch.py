@@ -69,10 +69,7 @@ def test_fields_that_are_named_as_ours(cli: Cli, tmp_path: Path) -> None:
     assert cli("batch", source, "-o", lines).code == 0
     whole = lines.read_bytes()
     again = tmp_path / "again.jsonl"
-    process = start(source, again)
-    wait_for(tmp_path / "again.jsonl.partial.json")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    interrupt(cli, source, again)
     (tmp_path / "again.jsonl.partial").write_bytes(whole.splitlines(keepends=True)[0])
     r = cli("batch", source, "-o", again)
     assert r.code == 0, r.err
@@ -226,10 +223,7 @@ def test_an_interrupted_run_goes_on(cli: Cli, tmp_path: Path) -> None:
     assert cli("batch", source, "-o", whole).code == 0
     content = whole.read_bytes()
     partial, known = tmp_path / "out.jsonl.partial", tmp_path / "out.jsonl.partial.json"
-    process = start(source, out)
-    wait_for(known)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    interrupt(cli, source, out)
     described = known.read_text()
     lines = content.splitlines(keepends=True)
     for cut in (0, 10, len(lines[0]), len(lines[0]) + 1, len(content) - 1, len(content)):
@@ -244,16 +238,31 @@ def test_an_interrupted_run_goes_on(cli: Cli, tmp_path: Path) -> None:
         assert not known.exists()
 
 
+def test_killed_on_the_way(cli: Cli, tmp_path: Path) -> None:
+    """kill -9, wherever it is: the next run ends with the same bytes."""
+    source, out = write(tmp_path / "in.jsonl", records(4000)), tmp_path / "out.jsonl"
+    partial = tmp_path / "out.jsonl.partial"
+    command = [sys.executable, "-m", "thinbert", "batch", str(source), "-o", str(out), "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert partial.exists()
+    r = cli("batch", source, "-o", out, "--json")
+    assert r.code == 0, r.err
+    assert 0 < json.loads(r.out)["now"] < 4000
+    assert cli("batch", source, "-o", tmp_path / "whole.jsonl").code == 0
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 def test_errors_are_counted_over_interruptions(cli: Cli, tmp_path: Path) -> None:
     rows = [{"question": "Who built it?"} | ({} if n % 2 else {"context": TEXTS[0]}) for n in range(300)]
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     assert cli("batch", source, "-o", out).code == 0
     whole = out.read_bytes()
     out.unlink()
-    process = start(source, out)
-    wait_for(tmp_path / "out.jsonl.partial.json")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    interrupt(cli, source, out)
     (tmp_path / "out.jsonl.partial").write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
     found = json.loads(cli("batch", source, "-o", out, "--json").out)
     assert (found["done"], found["now"], found["errors"]) == (300, 295, 150)
@@ -271,10 +280,7 @@ def test_half_a_character_does_not_lose_the_run(cli: Cli, tmp_path: Path) -> Non
 def test_a_damaged_line_is_said(cli: Cli, tmp_path: Path, line: str) -> None:
     rows = [{"question": ASKED[0], "context": TEXTS[0]}] * 300
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    process = start(source, out)
-    wait_for(tmp_path / "out.jsonl.partial.json")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    interrupt(cli, source, out)
     (tmp_path / "out.jsonl.partial").write_text(line + "\n")
     r = cli("batch", source, "-o", out)
     assert (r.code, r.err.count("\n")) == (2, 1)
@@ -400,14 +406,11 @@ def test_wrong_use(cli: Cli, tmp_path: Path) -> None:
         assert message in r.err, r.err
 
 
-def start(source: Path, out: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "thinbert", "batch", str(source), "-o", str(out)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
-
-
-def wait_for(path: Path) -> None:
-    for _ in range(2000):
-        if path.exists():
-            return
-        time.sleep(0.005)
-    pytest.fail(f"{path} did not come")
+def interrupt(cli: Cli, source: Path, out: Path) -> None:
+    """A run that is stopped when all is answered, and not yet finished."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("thinbert.batch._finish", lambda *paths: signal.raise_signal(signal.SIGINT))
+        r = cli("batch", source, "-o", out)
+    assert r.code == 130
+    assert f"what is done is kept in {out}.partial; the same command goes on\nthinbert: interrupted\n" in r.err
+    assert not out.exists()

@@ -31,6 +31,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_model(tmp_path_factory.mktemp("classify") / "m", config, tensors)
 
 
+def test_batches_keep_the_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which there are many, where texts are."""
+    model = thinbert.load(folder)
+    texts = [(" ".join(["the tower is in paris"] * (1 + n % 5)), None) for n in range(20)]
+    whole = np.stack(list(classify.logits(model, texts)))
+    monkeypatch.setattr(classify, "_IN_FLIGHT", 20)
+    np.testing.assert_array_equal(whole, np.stack(list(classify.logits(model, texts))))
+    assert len(np.unique(whole[:, 0])) == 5
+
+
 def test_pipeline_is_transformers(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.pipeline("text-classification", str(folder), device="cpu")

@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import json
 import lzma
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import thinbert
 from conftest import Cli, real_data
 from thinbert.errors import InputError
 from thinbert.tasks.squad import read_squad
@@ -196,6 +198,35 @@ def test_unanswerable_questions(cli: Cli, tmp_path: Path, tiny_folder: Path) -> 
     swept = json.loads(cli("score", data, tmp_path / "raw.json", "--na-prob", out / "no_answer.json").out)
     for key in ("best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"):
         assert swept[key] == scores[key]
+
+
+def test_a_model_is_asked_as_it_was_calibrated(cli: Cli, tmp_path: Path, tiny_folder: Path) -> None:
+    """Its slope and offset map the odds of no answer, and its threshold is the one that is used."""
+    config = json.loads((tiny_folder / "config.json").read_text())
+    fitted = tmp_path / "fitted"
+    shutil.copytree(tiny_folder, fitted)
+    own = {"no_answer_threshold": 0.25, "no_answer_calibration": [0.5, -1.0]}
+    (fitted / "config.json").write_text(json.dumps(config | {"thinbert": own}))
+    for question in ("who built the tower?", "where is it?"):
+        plain, mapped = (thinbert.load(f).read(question, CONTEXTS).no_answer for f in (tiny_folder, fitted))
+        odds = [math.log(p / (1 - p)) for p in (plain, mapped)]
+        assert odds[1] == pytest.approx(0.5 * odds[0] - 1)
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(nested(impossible=True)))
+    assert cli("evaluate", fitted, data, "--out", tmp_path / "run").code == 0
+    assert read(tmp_path / "run" / "metrics.json")["threshold"] == 0.25
+
+
+def test_what_evaluate_wrote_is_compared(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> None:
+    runs = [tmp_path / precision for precision in ("int8", "float32")]
+    for run in runs:
+        assert cli("evaluate", tiny_folder, data, "--out", run, "--precision", run.name).code == 0
+    r = cli("compare", *runs, "--json")
+    assert r.code == 0, r.err
+    means = [read(run / "metrics.json") for run in runs]
+    for difference in json.loads(r.out)[str(runs[1])]:
+        metric = difference["metric"].lower()
+        assert (difference["base"], difference["other"]) == pytest.approx((means[0][metric], means[1][metric]))
 
 
 def test_resume(cli: Cli, tmp_path: Path, data: Path, tiny_folder: Path) -> None:

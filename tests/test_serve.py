@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -544,15 +544,18 @@ def test_too_many_and_too_long(tmp_path: Path) -> None:
     model = thinbert.load("default", threads=1)
     held = model.runtime = Held(model.runtime)  # type: ignore[assignment]
     held.may_end.clear()
-    app = create_app({"default": model}, None, Settings(log=False, max_waiting=2, timeout=1))
+    app = create_app({"default": model}, None, Settings(log=False, max_waiting=2, timeout=3))
     with TestClient(app) as client:
         with ThreadPoolExecutor(6) as pool:
-            results = list(pool.map(lambda _: client.post("/predict", json=ASKED), range(6)))
+            late = [pool.submit(client.post, "/predict", json=ASKED) for _ in range(2)]
+            until(lambda: "thinbert_requests_in_flight 2.0" in client.get("/metrics").text)
+            results = list(pool.map(lambda _: client.post("/predict", json=ASKED), range(4)))
+            results += [one.result() for one in late]
         held.may_end.set()
         codes = sorted(r.status_code for r in results)
         assert codes == [429] * 4 + [504] * 2
         assert all(r.headers["retry-after"] == "1" for r in results if r.status_code == 429)
-        assert next(r for r in results if r.status_code == 504).json()["error"] == "not done within 1 seconds"
+        assert next(r for r in results if r.status_code == 504).json()["error"] == "not done within 3 seconds"
         text = client.get("/metrics").text
         assert 'thinbert_requests_total{route="/predict",status="429"} 4.0' in text
         assert "thinbert_requests_in_flight 0.0" in text
@@ -728,11 +731,9 @@ def test_schemathesis_finds_no_fault(shared: TestClient) -> None:
 
 
 class Running:
+    all: ClassVar[list["Running"]] = []
+
     def __init__(self, tmp_path: Path, *options: str) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
         tmp_path.mkdir(exist_ok=True)
         self.log = tmp_path / "server.log"
         command = [
@@ -741,7 +742,7 @@ class Running:
             "thinbert",
             "serve",
             "--port",
-            str(self.port),
+            "0",
             "--index",
             str(tmp_path / "index"),
         ]
@@ -749,15 +750,18 @@ class Running:
             self.process = subprocess.Popen(
                 [*command, *options], stderr=log, env={**os.environ, "THINBERT_THREADS": "1"}
             )
-        for _ in range(300):
-            try:
-                if urllib.request.urlopen(f"{self.url}/readyz", timeout=1).status == 200:
-                    return
-            except OSError:
-                time.sleep(0.05)
-            if self.process.poll() is not None:
-                break
-        pytest.fail(self.log.read_text())
+        self.all.append(self)
+        until(self._ready, 60)
+
+    def _ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        if (at := re.search(r"http://127\.0\.0\.1:(\d+)", self.log.read_text())) is None:
+            return False
+        self.url, self.port = at[0], int(at[1])
+        try:
+            return bool(urllib.request.urlopen(f"{self.url}/readyz", timeout=10).status == 200)
+        except OSError:
+            return False
 
     def metrics(self) -> str:
         return urllib.request.urlopen(f"{self.url}/metrics").read().decode()
@@ -773,13 +777,18 @@ class Running:
         return self.process.wait(40)
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
-    running = Running(tmp_path)
-    yield running
-    if running.process.poll() is None:
+@pytest.fixture(autouse=True)
+def no_server_is_left() -> Iterator[None]:
+    yield
+    for running in Running.all:
         running.process.kill()
         running.process.wait()
+    Running.all.clear()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Running:
+    return Running(tmp_path)
 
 
 def post(url: str, body: Any) -> Any:
@@ -843,15 +852,17 @@ def test_a_client_that_hangs_up_frees_its_work(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as s:
         s.sendall(head.encode() + body)
         until(lambda: server.holds(1))
-    begun = time.perf_counter()
-    assert post(f"{server.url}/predict", ASKED)["answer"] == ANSWER
-    assert time.perf_counter() - begun < 10
     until(lambda: 'thinbert_requests_total{route="/predict",status="499"} 1.0' in server.metrics())
-    counted = []
-    for _ in range(2):
-        time.sleep(0.5)  # what was in a pass is through it
-        counted.append(re.search(r"thinbert_tokens_total ([\d.e+]+)", server.metrics())[1])  # type: ignore[index]
-    assert counted[0] == counted[1]
+    assert post(f"{server.url}/predict", ASKED)["answer"] == ANSWER
+
+    def tokens() -> float:
+        return float(re.search(r"thinbert_tokens_total ([\d.e+]+)", server.metrics())[1])  # type: ignore[index]
+
+    counted = [tokens()]
+    while len(counted) < 2 or counted[-1] != counted[-2]:  # what was in a pass is through it
+        time.sleep(0.5)
+        counted.append(tokens())
+    assert counted[-1] < 30_000 * 8 / 2  # of the whole text
 
 
 def test_clients_that_are_gone_when_answered(server: Running) -> None:
@@ -895,7 +906,7 @@ def test_heads_end(tmp_path: Path) -> None:
                 answer = s.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 " + status if status else b"")
         assert time.perf_counter() - begun < 15
-    with httpx.Client(base_url=server.url) as one:  # and what is in order goes on, over one connection
+    with httpx.Client(base_url=server.url, timeout=30) as one:  # and what is in order goes on, over one connection
         assert [one.get("/healthz", headers={"X-Long": "x" * 30_000}).status_code for _ in range(3)] == [200] * 3
     assert server.stop() == 0
 
@@ -909,7 +920,7 @@ def test_bodies_under_way_are_counted(tmp_path: Path) -> None:
         for _ in range(2):
             s = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
             s.sendall(head)
-        until(lambda: httpx.post(f"{server.url}/predict", json=ASKED).status_code == 429)
+        until(lambda: httpx.post(f"{server.url}/predict", json=ASKED, timeout=30).status_code == 429)
     assert server.stop() == 0
 
 
@@ -938,7 +949,7 @@ def test_uploads_at_a_time(server: Running) -> None:
     head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
 
     def upload() -> httpx.Response:
-        return httpx.post(f"{server.url}/v1/documents", files={"files": ("a.txt", CONTEXT.encode())})
+        return httpx.post(f"{server.url}/v1/documents", files={"files": ("a.txt", CONTEXT.encode())}, timeout=30)
 
     with ExitStack() as stack:
         for _ in range(8):
@@ -976,8 +987,8 @@ def test_killed_while_uploading(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=upload)
     thread.start()
-    while len(acknowledged) < 3:
-        time.sleep(0.01)
+    until(lambda: len(acknowledged) >= 3 or not thread.is_alive())
+    assert len(acknowledged) >= 3
     running.stop(signal.SIGKILL)
     thread.join()
     again = Running(tmp_path)
@@ -1062,7 +1073,7 @@ def test_long_bodies_go_to_a_thread_whatever_was_learnt() -> None:
             for _ in range(40):
                 r = await client.post("/predict", content=space, headers={"content-type": "application/json"})
                 assert r.status_code == 200
-            assert (await client.post("/predict", json=ASKED | {"context": CONTEXT * 300})).status_code == 200
+            assert (await client.post("/predict", json=ASKED | {"context": CONTEXT * 200})).status_code == 200
             assert threading.current_thread() not in computes.threads
 
     asyncio.run(ask())

@@ -5,7 +5,9 @@ floating point, which is faster still. One input at a time uses all threads; of 
 """
 
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,9 @@ class Engine:
             "INFERENCE_PRECISION_HINT": hint,
         }
         self._threads = threads
-        self._streams = {**self._settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": threads}
+        # not pinned: each length is a model of its own, and two of them would have their streams on the same core
+        several = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": threads, "ENABLE_CPU_PINNING": False}
+        self._streams = {**self._settings, **several}
         self._requests: dict[tuple[int, int, int], Any] = {}
 
     def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
@@ -81,21 +85,23 @@ class Engine:
         return _outputs(request)
 
     def _run_many(self, rows: Sequence[Row], step: int) -> list[list[np.ndarray]]:
+        """Each stream takes the next row as soon as it is done with one."""
         out: list[list[np.ndarray]] = [[]] * len(rows)
-        running: dict[int, tuple[int, Any]] = {}  # stream -> its row and request
-        for number, (ids, types) in enumerate(rows):
-            stream = number % self._threads
-            if stream in running:
-                before, request = running.pop(stream)
-                request.wait()
-                out[before] = _outputs(request)
-            length = -(-len(ids) // step) * step
-            request = self._request(1, length, stream + 1)
-            request.start_async(feed([(ids, types)], length))
-            running[stream] = number, request
-        for number, request in running.values():
-            request.wait()
-            out[number] = _outputs(request)
+        left, lock = iter(enumerate(rows)), threading.Lock()
+
+        def work(stream: int) -> None:
+            while True:
+                with lock:
+                    number, row = next(left, (-1, None))
+                    if row is None:
+                        return
+                    length = -(-len(row[0]) // step) * step
+                    request = self._request(1, length, stream)
+                request.infer(feed([row], length))
+                out[number] = _outputs(request)
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(work, range(1, self._threads + 1)))
         return out
 
     def _request(self, batch: int, length: int, stream: int = 0) -> Any:

@@ -84,7 +84,8 @@ def _engine(portable: Checkpoint, work: Path) -> Iterator[thinbert.Model]:
 
 def calibrate(place: Place, stage: Stage, portable: Path) -> Scores:
     """Fits the no-answer probability of a written model on the held-out articles: its slope and offset go into the
-    model's configuration, with the threshold of the best F1 there. Scores are of the fitted probability.
+    model's configuration, with the threshold of the best F1 there. Scores are of the fitted probability, on the
+    articles it was fitted to: three numbers to thousands of questions.
 
     The engine in int8 is what is fitted: it is what will be asked. Nothing is written where the model's odds say
     nothing, or the wrong way round.
