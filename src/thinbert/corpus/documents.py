@@ -41,8 +41,8 @@ class Report:
 
 
 def read_document(name: str, *, max_mb: float = MAX_MB) -> Document:
-    """A file by its suffix (others are read as text), or for "-" standard input by how it begins, as a PDF, as HTML or
-    as text; its name then has the suffix of its kind.
+    """A file by its suffix (others are read as text), or for "-" standard input by how it begins, as PDF, HTML, Word
+    or text; its name then has the suffix of its kind.
 
     Raises:
         InputError: unreadable, a directory, too large, damaged, encrypted, or without text; naming the file.

@@ -65,11 +65,11 @@ def _analyzer(*, queries: bool) -> tantivy.TextAnalyzer:
 
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
-    builder.add_text_field(
-        "kind", tokenizer_name="raw", index_option="basic"
-    )  # passage, and of a file's first file too
-    builder.add_text_field("id", tokenizer_name="raw", index_option="basic")  # of the file, at its first passage
-    builder.add_bytes_field("known", stored=True)  # of the file, there
+    # what only the first passage of a file has: the kind "file", beside "passage", and
+    builder.add_text_field("id", tokenizer_name="raw", index_option="basic")  # of the file
+    builder.add_bytes_field("known", stored=True)  # of the file
+    # what all have
+    builder.add_text_field("kind", tokenizer_name="raw", index_option="basic")
     builder.add_text_field("file", stored=True, tokenizer_name="raw", index_option="basic")
     builder.add_unsigned_field("page", stored=True, indexed=True, fast=True)
     builder.add_unsigned_field("start", stored=True)
@@ -237,10 +237,9 @@ class Corpus:
         key = about.path if about else document.name
         pieces = [(page, passage) for page in document.pages for passage in passages(page)]
         known = replace(about, passages=len(pieces)) if about else None
-        for page, p in pieces:
-            text = page.text[p.start : p.end]
-            self._write(writer, Hit(key, page.number, page.label, p.start, text, p.headings, 0.0), known)
-            known = None
+        for number, (page, p) in enumerate(pieces):
+            passage = Hit(key, page.number, page.label, p.start, page.text[p.start : p.end], p.headings, 0.0)
+            self._write(writer, passage, None if number else known)
         return len(pieces)
 
     def _write(self, writer: "Writer", passage: Hit, known: File | None) -> None:
