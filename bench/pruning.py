@@ -1,12 +1,13 @@
 """The rows of a pruning comparison side by side: scores, intervals, size, and time for a question. See README.md.
 
     thinbert compress pruning-comparison --data DATA --out RUN
-    python bench/pruning.py RUN DATA/squad-dev-v1.1.json.xz [--base dense] [--questions 300] [--rounds 5] [--out FILE]
+    python bench/pruning.py RUN DATA/squad-dev-v1.1.json.xz [--base dense] [--rows NAME …] [--questions 300] …
 
-Every stage of the recipe that answers questions is a row: its packed model answers all of SQuAD 1.1 dev (kept in
-RUN/evaluated), differences to the base row are paired by question. Then all rows and OpenVINO int8 of the base row
-answer the same questions in turns, each in a process of its own, one question after another; OpenVINO is compiled for
-each length of a window. The last line of the output is one JSON object.
+Every stage of the recipe that answers questions, or each that is named, is a row: its packed model answers all of
+SQuAD 1.1 dev (kept in RUN/evaluated), differences to the base row are paired by question. Then all rows and OpenVINO
+int8 of the base row answer the same questions in turns, each in a process of its own, one question after another;
+OpenVINO is compiled for each length of a window. Beside a row stands the accuracy of sst2-NAME, where that stage is of
+the same encoder. The last line of the output is one JSON object.
 """
 
 import argparse
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--base", default="dense", help="the row that others are compared with, and that OpenVINO runs")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="stages to set beside it (default: all)")
     parser.add_argument("--questions", type=int, default=300, help="to be timed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -43,8 +45,13 @@ def main() -> None:
 
     recipe = json.loads((args.run / "recipe.json").read_text())
     seed = args.run / f"seed-{recipe['seeds'][0]}"
+    starts = {s["name"]: s["start"] for s in recipe["stages"]}
     names = [s["name"] for s in recipe["stages"] if s["task"].startswith("squad")]
     names = [name for name in names if (seed / name / "scores.json").exists()]
+    asked = (args.base, *(names if args.rows is None else args.rows))
+    if not_there := sorted({*asked} - {*names}):
+        parser.error(f"{args.run} has no finished stage {', '.join(not_there)}; it has {', '.join(names)}")
+    names = [name for name in names if name in asked]
     names.sort(key=lambda name: name != args.base)  # it comes first: the others are compared with it
     dataset = read_squad(args.data)
     settings = Settings(MAX_ANSWER_TOKENS, MAX_LENGTH, STRIDE, N_BEST, "int8")
@@ -56,8 +63,9 @@ def main() -> None:
         difference = compare(args.run / "evaluated" / args.base, evaluated)[1]
         row |= {"f1_difference": difference.difference, "f1_difference_interval": [difference.low, difference.high]}
         row["mb"] = sum(f.stat().st_size for f in packed.iterdir() if f.suffix == ".safetensors") / 1e6
-        other = seed / f"sst2-{name}" / "scores.json"  # another task from the same encoder
-        row["sst2_accuracy"] = json.loads(other.read_text())["accuracy"] if other.exists() else None
+        moved, scored = starts.get(f"sst2-{name}"), seed / f"sst2-{name}" / "scores.json"
+        same = moved in (name, starts[name]) and scored.exists()
+        row["sst2_accuracy"] = json.loads(scored.read_text())["accuracy"] if same else None
         row["int8_less_float_f1"] = json.loads((seed / name / "scores.json").read_text())["int8_less_float_f1"]
         rows[name] = row
         print(f"{name}: EM {row['exact']:.2f}, F1 {row['f1']:.2f}", flush=True)
