@@ -69,8 +69,26 @@ def squad() -> str:
     return "\n".join(lines)
 
 
+def pruning() -> str:
+    data = read("pruning.json")
+    base = data["base"]
+    lines = [
+        f"| row | EM | F1 (95 %) | to {base} (95 %) | MB | ms | OpenVINO int8 of {base} takes | SST-2 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in data["rows"].items():
+        score = f"{row['exact']:.2f} | {row['f1']:.2f} ({' to '.join(f'{end:.1f}' for end in row['f1_interval'])})"
+        apart = f"{row['f1_difference']:+.2f} ({' to '.join(f'{end:+.1f}' for end in row['f1_difference_interval'])})"
+        apart = "" if name == base else apart.replace("-", "−")
+        other = "" if row["sst2_accuracy"] is None else f"{row['sst2_accuracy']:.1f}"
+        speed = f"{row['mb']:.1f} | {row['ms_per_question']:.2f} | {row['openvino_over_it']:.2f}x"
+        lines.append(f"| {name} | {score} | {apart} | {speed} | {other} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     tables = [
+        pruning(),
         all_engines(),
         beside_openvino("patterns.json", "large-hybrid.json"),
         squad(),
