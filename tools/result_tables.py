@@ -86,9 +86,18 @@ def pruning() -> str:
     return "\n".join(lines)
 
 
+def classify() -> str:
+    lines = ["| engine | texts a second | accuracy | thinbert is faster by |", "|---|---|---|---|"]
+    for row in read("classify.json")["rows"]:
+        rate = f"{row['texts_per_second']:.0f} | {row['accuracy']:.1f} | {row['ours_over_it']:.2f}x"
+        lines.append(f"| {row['engine']} | {rate} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     tables = [
         pruning(),
+        classify(),
         all_engines(),
         beside_openvino("patterns.json", "large-hybrid.json"),
         squad(),
