@@ -61,10 +61,10 @@ def kernels() -> str:
     return "\n".join(lines)
 
 
-def squad() -> str:
-    lines = ["| engine | questions a second | F1 | thinbert is faster by |", "|---|---|---|---|"]
-    for row in read("squad.json")["rows"]:
-        rate = f"{row['questions_per_second']:.0f} | {row['f1']:.2f} | {row['ours_over_it']:.2f}x"
+def end_to_end(file: str, unit: str, score: str, decimals: int) -> str:
+    lines = [f"| engine | {unit}s a second | {score} | thinbert is faster by |", "|---|---|---|---|"]
+    for row in read(file)["rows"]:
+        rate = f"{row[f'{unit}s_per_second']:.0f} | {row[score.lower()]:.{decimals}f} | {row['ours_over_it']:.2f}x"
         lines.append(f"| {row['engine']} | {rate} |")
     return "\n".join(lines)
 
@@ -86,21 +86,13 @@ def pruning() -> str:
     return "\n".join(lines)
 
 
-def classify() -> str:
-    lines = ["| engine | texts a second | accuracy | thinbert is faster by |", "|---|---|---|---|"]
-    for row in read("classify.json")["rows"]:
-        rate = f"{row['texts_per_second']:.0f} | {row['accuracy']:.1f} | {row['ours_over_it']:.2f}x"
-        lines.append(f"| {row['engine']} | {rate} |")
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
     tables = [
         pruning(),
-        classify(),
         all_engines(),
         beside_openvino("patterns.json", "large-hybrid.json"),
-        squad(),
+        end_to_end("squad.json", "question", "F1", 2),
+        end_to_end("classify.json", "text", "accuracy", 1),
         beside_openvino("zen4-patterns.json"),
         beside_openvino("batch-32.json", "sizes.json"),
         curve(),
