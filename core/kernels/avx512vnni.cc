@@ -55,7 +55,7 @@ inline W words_at(const int32_t* p) {
 }
 inline I word(W four, int j) { return _mm512_permutexvar_epi32(_mm512_set1_epi32(j), four); }
 
-constexpr int kAtOnce = 4, kRows = 8;
+constexpr int kAtOnce = 4, kRows = 8, kSums = 8;
 
 #include "body.inc"
 

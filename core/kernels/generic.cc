@@ -84,7 +84,7 @@ inline void dot(I& acc, const I& x, const I& w) {
   }
 }
 
-constexpr int kAtOnce = 1, kRows = 4;
+constexpr int kAtOnce = 1, kRows = 4, kSums = 4;
 
 #include "plain.inc"
 #include "body.inc"
