@@ -4,9 +4,25 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace thinbert {
+
+#if defined(__x86_64__)
+// Linux lets a process use tiles only once it has asked, and says no where they are not saved.
+static bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 std::vector<CpuFeature> cpu_features() {
 #if defined(__x86_64__)
@@ -15,6 +31,9 @@ std::vector<CpuFeature> cpu_features() {
   const bool avx2 = __builtin_cpu_supports("avx2") != 0;
   unsigned a = 0, b = 0, c = 0, d = 0;  // compilers before 2021 have no name for the one that is asked for here
   const bool avx_vnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+  a = b = c = d = 0;
+  const bool leaf7 = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0;
+  const bool amx_tile = leaf7 && (d >> 24 & 1) && may_use_tiles(), amx_int8 = amx_tile && (d >> 25 & 1);
   return {
       {"avx2", avx2},
       {"fma", __builtin_cpu_supports("fma") != 0},
@@ -23,6 +42,8 @@ std::vector<CpuFeature> cpu_features() {
       {"avx512bw", __builtin_cpu_supports("avx512bw") != 0},
       {"avx512vl", __builtin_cpu_supports("avx512vl") != 0},
       {"avx512_vnni", __builtin_cpu_supports("avx512vnni") != 0},
+      {"amx_tile", amx_tile},
+      {"amx_int8", amx_int8},
   };
 #else
   return {};

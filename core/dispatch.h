@@ -22,7 +22,7 @@ std::vector<InstructionSet> instruction_sets();
 // 10^9 byte products a second on registers alone, one thread: the ceiling of all products; 0 where it is not known.
 double measure_ceiling(const Kernels& kernels);
 
-// What one block of each form costs with these kernels here, timed now (a few ms).
+// What one block of each form costs with these kernels here, timed now (at most 50 ms and one round).
 Costs measure_costs(const Kernels& kernels);
 
 }  // namespace thinbert

@@ -62,7 +62,8 @@ struct ByteTile {
 
   ByteTile() = default;
   ByteTile(Arena& arena, int columns)
-      : bytes(arena.take<uint8_t>(static_cast<size_t>(pieces(columns).count) * pieces(columns).size * kMaxVectors * kLanes)),
+      : bytes(arena.take<uint8_t>((static_cast<size_t>(pieces(columns).count) * pieces(columns).size + 4 * kMaxGroups) *
+                                  kMaxVectors * kLanes)),
         scale(arena.take<float>(static_cast<size_t>(pieces(columns).count) * kMaxVectors * kLanes)),
         zero(arena.take<int32_t>(static_cast<size_t>(pieces(columns).count) * kMaxVectors * kLanes)) {}
 
@@ -380,9 +381,11 @@ class Pass {
                        scale,            zero,                    piece == 0,            out};
     const int groups = (p.columns + 3) / 4;
     switch (m.form) {
-      case Form::kDense:
-        k_.dense(p.words.data() + static_cast<size_t>(row0) * groups, groups, bytes, vectors, rows);
+      case Form::kDense: {
+        const int across = (groups + k_.dense_groups - 1) / k_.dense_groups * k_.dense_groups;
+        k_.dense(p.words.data() + static_cast<size_t>(row0) * across, groups, bytes, vectors, rows);
         break;
+      }
       case Form::kBlock4x4:
         k_.block4x4(p.start.data() + row0 / 4, p.index.data(), p.words.data(), bytes, vectors, rows);
         break;

@@ -12,6 +12,7 @@
 namespace thinbert {
 
 constexpr int kLanes = 16;      // tokens in a vector: the width of AVX-512, kept on every instruction set
+constexpr int kMaxGroups = 16;  // most of Kernels::dense_groups
 constexpr int kMaxVectors = 4;  // 4 x 64 bytes x 192 groups = the 48 KB of an L1 cache; wider tiles were slower
 
 enum class Activation : int { kGelu = 0, kGeluNew = 1, kRelu = 2 };
@@ -65,7 +66,9 @@ struct Kernels {
   int32_t (*spin)(int rounds);
 
   // Products of a byte tile with rows of weights, by exact integer sums (see Rows for what becomes of them).
-  // dense: words [row block of 4][group][4 rows].
+  // dense: words [block of rows][block of groups][rows][groups], with so many of each in a block; what a block lacks is zero,
+  // and x is read as far as the last block of groups goes.
+  int dense_rows, dense_groups;
   void (*dense)(const int32_t* words, int groups, const uint8_t* x, int vectors, const Rows& rows);
   // Blocks of 4 outputs x 4 inputs: words [block][4 rows]; `start` [row blocks + 1] into index and words.
   void (*block4x4)(const uint32_t* start, const uint16_t* index, const int32_t* words, const uint8_t* x, int vectors,
@@ -102,5 +105,6 @@ const Kernels* generic_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avxvnni_kernels();
 const Kernels* avx512vnni_kernels();
+const Kernels* amx_kernels();
 
 }  // namespace thinbert

@@ -118,7 +118,8 @@ class PyEncoder {
       const size_t fours = count_blocks4x4(m[i]->rows, m[i]->list());
       const Form form = forced >= 0 ? static_cast<Form>(forced)
                                     : plan(costs_, m[i]->rows, m[i]->columns, fours, m[i]->index.shape(0));
-      *targets[i] = make_matrix(m[i]->rows, m[i]->columns, m[i]->list(), m[i]->scale.data(), m[i]->bias.data(), form);
+      *targets[i] = make_matrix(m[i]->rows, m[i]->columns, m[i]->list(), m[i]->scale.data(), m[i]->bias.data(), form,
+                                *e_.kernels);
       forms.push_back(static_cast<int>(form));
     }
     layer.attention_norm = norm(w1, b1);

@@ -59,15 +59,28 @@ void fill_block1x4(Matrix::Piece& p, int rows, const BlockList& blocks, int firs
   }
 }
 
-// One piece as row blocks of 4, with every group (dense) or only the groups that any of the four rows has (4x4).
-void fill_rows_of_four(Matrix::Piece& p, int rows, const BlockList& blocks, int first, int last, bool dense) {
+// One piece in the dense form, in blocks of so many rows and groups.
+void fill_dense(Matrix::Piece& p, int rows, const BlockList& blocks, int first, int last, int block_rows, int block_groups) {
+  const int across = (last - first + block_groups - 1) / block_groups * block_groups;
+  p.words.assign(static_cast<size_t>(rows + block_rows - 1) / block_rows * block_rows * across, 0);
+  for (int row = 0; row < rows; ++row)
+    for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b) {
+      if (blocks.index[b] < first || blocks.index[b] >= last) continue;
+      const int group = blocks.index[b] - first, inside = row % block_rows * block_groups + group % block_groups;
+      const int before = row / block_rows * block_rows * across + group / block_groups * block_groups * block_rows;
+      p.words[static_cast<size_t>(before + inside)] = word_of(blocks.values + 4 * b);
+    }
+}
+
+// One piece as row blocks of 4, of each the groups that any of the four rows has.
+void fill_block4x4(Matrix::Piece& p, int rows, const BlockList& blocks, int first, int last) {
   const int groups = last - first;
   std::vector<int32_t> block(static_cast<size_t>(groups) * 4);
   std::vector<bool> occupied(static_cast<size_t>(groups));
-  if (!dense) p.start.push_back(0);
+  p.start.push_back(0);
   for (int top = 0; top < rows; top += 4) {
     std::fill(block.begin(), block.end(), 0);
-    std::fill(occupied.begin(), occupied.end(), dense);
+    std::fill(occupied.begin(), occupied.end(), false);
     for (int row = top; row < std::min(top + 4, rows); ++row)
       for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b) {
         if (blocks.index[b] < first || blocks.index[b] >= last) continue;
@@ -77,17 +90,18 @@ void fill_rows_of_four(Matrix::Piece& p, int rows, const BlockList& blocks, int 
       }
     for (size_t group = 0; group < static_cast<size_t>(groups); ++group) {
       if (!occupied[group]) continue;
-      if (!dense) p.index.push_back(static_cast<uint16_t>(group));
+      p.index.push_back(static_cast<uint16_t>(group));
       p.words.insert(p.words.end(), block.begin() + static_cast<long>(group * 4),
                      block.begin() + static_cast<long>(group * 4 + 4));
     }
-    if (!dense) p.start.push_back(static_cast<uint32_t>(p.index.size()));
+    p.start.push_back(static_cast<uint32_t>(p.index.size()));
   }
 }
 
 }  // namespace
 
-Matrix make_matrix(int rows, int columns, const BlockList& blocks, const float* scale, const float* bias, Form form) {
+Matrix make_matrix(int rows, int columns, const BlockList& blocks, const float* scale, const float* bias, Form form,
+                   const Kernels& kernels) {
   Matrix m;
   m.form = form;
   m.scale.assign(scale, scale + rows);
@@ -98,10 +112,13 @@ Matrix make_matrix(int rows, int columns, const BlockList& blocks, const float* 
     const int first = piece * cut.size, last = std::min(columns, first + cut.size);
     p.columns = last - first;
     const int first_group = first / 4, last_group = (last + 3) / 4;
-    if (form == Form::kBlock1x4)
-      fill_block1x4(p, rows, blocks, first_group, last_group);
-    else
-      fill_rows_of_four(p, rows, blocks, first_group, last_group, form == Form::kDense);
+    switch (form) {
+      case Form::kDense:
+        fill_dense(p, rows, blocks, first_group, last_group, kernels.dense_rows, kernels.dense_groups);
+        break;
+      case Form::kBlock4x4: fill_block4x4(p, rows, blocks, first_group, last_group); break;
+      case Form::kBlock1x4: fill_block1x4(p, rows, blocks, first_group, last_group); break;
+    }
     p.row_sum.assign(static_cast<size_t>(rows), 0);
     for (int row = 0; row < rows; ++row)
       for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b)

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "kernels.h"
@@ -27,7 +28,21 @@ inline Pieces pieces(int columns) {
   return {count, size};
 }
 
-// A matrix [N, K] of s8 weights, planned for one instruction set. Rows are padded to a multiple of 4 with zeros.
+// Weight words from the beginning of a cache line on: a row of a tile is one.
+template <typename T>
+struct Lines {
+  using value_type = T;
+  Lines() = default;
+  template <typename U>
+  Lines(const Lines<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
+  bool operator==(const Lines&) const { return true; }
+  bool operator!=(const Lines&) const { return false; }
+};
+using Words = std::vector<int32_t, Lines<int32_t>>;
+
+// A matrix [N, K] of s8 weights, planned for one instruction set. Rows are padded to whole blocks with zeros.
 struct Matrix {
   struct Piece {
     int columns = 0;                // of K, up to `Pieces::size`
@@ -36,7 +51,7 @@ struct Matrix {
     std::vector<uint8_t> order;     // 1x4: [N] which row of its group each one is
     std::vector<Quad> quads;        // 1x4
     std::vector<uint16_t> index;    // 4x4: group of four columns of each block
-    std::vector<int32_t> words;     // dense and 4x4: weights, in the order of the kernel
+    Words words;                    // dense and 4x4: weights, in the order of the kernel
     std::vector<int32_t> row_sum;   // [N] sum of the piece's weights
   };
   Form form = Form::kDense;
@@ -59,7 +74,8 @@ struct Costs {
 // The cheapest form for a matrix with so many occupied blocks.
 Form plan(const Costs& costs, int rows, int columns, size_t blocks4x4, size_t blocks1x4);
 
-Matrix make_matrix(int rows, int columns, const BlockList& blocks, const float* scale, const float* bias, Form form);
+Matrix make_matrix(int rows, int columns, const BlockList& blocks, const float* scale, const float* bias, Form form,
+                   const Kernels& kernels);
 size_t count_blocks4x4(int rows, const BlockList& blocks);
 
 // Embedding table of s8 rows with one scale each.

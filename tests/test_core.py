@@ -16,7 +16,7 @@ def test_cpu_features_agree_with_the_kernel() -> None:
     if not cpuinfo.exists():
         pytest.skip("/proc/cpuinfo does not exist")
     flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split(":")[1].split()
-    known = {"avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"}
+    known = {"avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "amx_tile", "amx_int8"}
     assert set(_core.cpu_features()) == known & set(flags)
 
 
@@ -26,6 +26,7 @@ FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avxvnni": ["-mavx2", "-mfma"],
     "avx512vnni": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
+    "amx": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
 }
 
 
@@ -53,11 +54,11 @@ def test_flags_are_those_of_the_build_and_of_the_dispatch() -> None:
     """What a kernel file may use is what the processor is asked for."""
     cmake = (ROOT / "CMakeLists.txt").read_text()
     needs = {name: features for name, features, _, _ in _core.instruction_sets()}
-    for isa in ("avx2", "avxvnni", "avx512vnni"):
+    for isa in ("avx2", "avxvnni", "avx512vnni", "amx"):
         flags = re.search(rf'{isa}\.cc PROPERTIES COMPILE_OPTIONS\s+"([^"]+)"', cmake)
         assert flags
         used = {f.removeprefix("-m") for f in flags[1].split(";") if f.startswith("-m") and "width" not in f}
-        written = {"avx_vnni"} if isa == "avxvnni" else set()  # as assembly
+        written = {"avx_vnni", "amx_tile", "amx_int8"} if isa in ("avxvnni", "amx") else set()  # as assembly
         assert used == {f.replace("_", "") for f in needs[isa] if f not in written}
 
 
