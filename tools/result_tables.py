@@ -50,12 +50,14 @@ def curve() -> str:
     return "\n".join(lines)
 
 
-def kernels() -> str:
-    data = read("kernels.json")
+def kernels(file: str) -> str:
+    data = read(file)
     lines = ["| instruction set | form | 16 tokens | 32 | 48 | 64 | of the ceiling |", "|---|---|---|---|---|---|---|"]
     for isa, ceiling in data["ceiling_gmacs"].items():
         for form in dict.fromkeys(row["form"] for row in data["rows"]):
             speeds = [row["gmacs"] for row in data["rows"] if (row["isa"], row["form"]) == (isa, form)]
+            if not speeds:
+                continue
             share = f"{100 * max(speeds) / ceiling:.0f} %" if ceiling else "unknown"
             lines.append(f"| {isa} | {form} | {' | '.join(f'{s:.0f}' for s in speeds)} | {share} |")
     return "\n".join(lines)
@@ -93,8 +95,11 @@ if __name__ == "__main__":
         end_to_end("squad.json", "question", "F1", 2),
         end_to_end("classify.json", "text", "accuracy", 1),
         beside_openvino("zen4-patterns.json"),
+        beside_openvino("xeon-patterns.json"),
+        end_to_end("xeon-squad.json", "question", "F1", 2),
+        kernels("xeon-kernels.json"),
         beside_openvino("batch-32.json", "sizes.json"),
         curve(),
-        kernels(),
+        kernels("kernels.json"),
     ]
     print("\n\n".join(tables))
