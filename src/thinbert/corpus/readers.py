@@ -95,7 +95,7 @@ def read_text(content: bytes) -> Read:
 _MARKER = r"(?:[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+)?"  # of a list's item
 _FENCE = re.compile(rf"{_MARKER} {{0,3}}(`{{3,}}(?=[^`]*\Z)|~{{3,}})")
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(?=\S)")
-_CLOSING = re.compile(r"[ \t]+#+\Z")
+_CLOSING = re.compile(r"(?<![ \t])[ \t]+#+\Z")  # spaces are looked through once
 _UNDERLINE = re.compile(r" {0,3}(?:=+|-{2,})[ \t]*\Z")
 _NO_HEADING = re.compile(r"[ \t]*(?:\Z|[>|]|[-*+][ \t]|\d{1,9}[.)][ \t])| {4}|\t")  # what a line under it makes none
 _FRONT_MATTER = re.compile(r"\ufeff?---[ \t]*\r?\n(?=\S)(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)")
