@@ -1,7 +1,9 @@
 """What teachers said, kept in OUT/cache by teacher and data: a second student does not pay for it again."""
 
 import hashlib
+import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,8 @@ def logits(place: Place, teacher: Checkpoint, features: Features, task: str) -> 
 
     known = _kept(place, path, teacher, ends, (width,), np.float16, ask)
     if spans:
-        return lambda numbers: [np.asarray(known[features.example(int(n))]) for n in numbers]
-    return lambda numbers: [np.asarray(known[int(n)]) for n in numbers]
+        return lambda numbers: [known.read(features.example(int(n))) for n in numbers]
+    return lambda numbers: [known.read(slice(int(n), int(n) + 1))[0] for n in numbers]
 
 
 def states(place: Place, teacher: Checkpoint, features: Features, layers: int) -> KeptStates:
@@ -59,10 +61,31 @@ def states(place: Place, teacher: Checkpoint, features: Features, layers: int) -
     known = _kept(place, path, teacher, features.ends, shape, np.int16, ask)
 
     def read(numbers: NDArray[np.int64]) -> list[torch.Tensor]:
-        rows = (np.array(known[features.example(int(n))]) for n in numbers)
+        rows = (known.read(features.example(int(n))) for n in numbers)
         return [torch.from_numpy(row).view(torch.bfloat16) for row in rows]
 
     return KeptStates(read)
+
+
+class _RowFile:
+    """A file of rows, of which an example's are read when it is asked for.
+
+    Not mapped: a page fault brings in what lies around it, up to 8 MB on some machines, for the 0.9 MB of an example's
+    states, and drives from memory what the next pass asks for again.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], kind: Any) -> None:
+        self._path, self._shape, self._kind = path, shape, np.dtype(kind)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def read(self, at: slice) -> NDArray[Any]:
+        rows = np.empty((at.stop - at.start, *self._shape), self._kind)
+        size = self._kind.itemsize * int(np.prod(self._shape))
+        found = os.preadv(self._file, [rows.data], at.start * size)
+        if found != rows.nbytes:
+            raise InputError(f"{self._path}: cut short while it was read: delete it")
+        return rows
 
 
 def _path(place: Place, of: str, kind: str) -> Path:
@@ -77,8 +100,8 @@ def _kept(
     shape: tuple[int, ...],
     kind: Any,
     ask: Callable[[int], Rows],
-) -> NDArray[Any]:
-    """The rows of a file, mapped. Where it is not there they are asked for; a run that was killed goes on with the
+) -> _RowFile:
+    """The rows of a file. Where it is not there they are asked for; a run that was killed goes on with the
     example it had come to.
 
     Args:
@@ -109,7 +132,7 @@ def _kept(
     found, expected = path.stat().st_size, size * int(ends[-1])
     if found != expected:
         raise InputError(f"{path}: has {found} bytes; expected {expected}: delete it")
-    return np.memmap(path, kind, "r", shape=(int(ends[-1]), *shape))
+    return _RowFile(path, shape, kind)
 
 
 def _together(features: Features, first: int, tokens: int) -> Iterator[tuple[int, int]]:
