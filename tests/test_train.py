@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +160,26 @@ def test_a_killed_run_logs_what_one_that_was_not_killed_logs(checkpoint: Checkpo
         [(line["step"], line["loss"], line["norm"]) for line in log_of(tmp_path / out)] for out in ("killed", "whole")
     )
     assert killed == whole
+
+
+def test_a_run_that_is_killed_while_it_is_measured_keeps_its_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    features, settings = examples(), replace(SETTINGS, log_every=4)
+    plan = plan_of(features, 3)
+
+    def killed() -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    def measured(out: str, evaluate: Callable[[], dict[str, float]]) -> None:
+        train(
+            SpanLoss(fresh(checkpoint)), features, plan, settings, tmp_path / out, evaluate=evaluate, evaluate_every=6
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        measured("killed", killed)
+    for out in ("killed", "whole"):
+        measured(out, dict)
+    lines = [[(line["step"], line["loss"]) for line in log_of(tmp_path / out)] for out in ("killed", "whole")]
+    assert lines[0] == lines[1]
 
 
 def test_a_log_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path) -> None:

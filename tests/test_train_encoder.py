@@ -16,7 +16,6 @@ from thinbert.compress.masks import magnitude_masks
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint
 from thinbert.model.config import parse_config
 from thinbert.model.pack import pack
-from thinbert.model.quantize import dequantize_rows, quantize_rows
 from thinbert.runtime.engine import Engine
 
 LENGTHS = [9, 1, 23, 64, 17]
@@ -78,16 +77,17 @@ def test_rounding_is_the_engines(tmp_path: Path, config: dict[str, Any]) -> None
     model, _ = from_checkpoint(checkpoint, {"span": 0})
     model.set_quantised(True)
     with torch.no_grad():
-        # the engine's embeddings are int8 rows; training leaves them alone
-        for name in ("token", "position", "token_type"):
-            if (table := getattr(model, name)) is not None:
-                table.weight.copy_(torch.from_numpy(dequantize_rows(*quantize_rows(table.weight.numpy()))))
-        rounded = ragged(model(*padded(ids, types, lengths)), lengths)
-    engine = Engine(checkpoint).hidden(ids, types, lengths)
-    exact = Reference(checkpoint).hidden(ids, types, lengths)
-    apart = np.abs(rounded - engine).max(axis=1) / np.abs(exact).max()
-    assert np.mean(apart < 5e-4) > 0.5
-    assert np.abs(rounded - engine).mean() < 0.25 * np.abs(exact - engine).mean()
+        hidden = model(*padded(ids, types, lengths))
+        logits = ragged(model.span_logits(hidden), lengths)
+    pack(checkpoint, tmp_path / "packed")
+    reference, native = Reference(checkpoint), Engine(read_checkpoint(tmp_path / "packed"))
+    for rounded, engine, exact in (
+        (ragged(hidden, lengths), native.hidden(ids, types, lengths), reference.hidden(ids, types, lengths)),
+        (logits, native.span_logits(ids, types, lengths), reference.span_logits(ids, types, lengths)),
+    ):
+        apart = np.abs(rounded - engine).max(axis=1) / np.abs(exact).max()
+        assert np.mean(apart < 5e-4) > 0.5
+        assert np.abs(rounded - engine).mean() < 0.25 * np.abs(exact - engine).mean()
 
 
 def test_rounding_is_the_packed_models(tmp_path: Path) -> None:
@@ -111,9 +111,6 @@ def test_rounding_is_the_packed_models(tmp_path: Path) -> None:
         torch.testing.assert_close(model(*given), plain(*given), rtol=1e-4, atol=2e-5)  # still the same function
         for each in (model, plain):
             each.set_quantised(True)
-            for name in ("token", "position", "token_type"):
-                table = getattr(each, name).weight
-                table.copy_(torch.from_numpy(dequantize_rows(*quantize_rows(table.numpy()))))
         rounded, uncut = (ragged(each(*given), lengths) for each in (model, plain))
     pack(checkpoint, tmp_path / "packed")
     packed = read_checkpoint(tmp_path / "packed")

@@ -5,6 +5,7 @@ Modules carry the field names of model/weights.py; families.py says what a check
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from typing import Any, cast
 
 import numpy as np
@@ -151,7 +152,7 @@ class Encoder(nn.Module):
         super().__init__()
         D = config.width
         self.config = config
-        self.dropout = 0.0
+        self.dropout, self.quantised = 0.0, False
         self.token, self.position = nn.Embedding(config.vocabulary, D), nn.Embedding(config.positions, D)
         self.token_type = nn.Embedding(config.token_types, D) if config.token_types else None
         self.norm = Norm(D, config)
@@ -182,10 +183,12 @@ class Encoder(nn.Module):
         """
         L = ids.shape[1]
         mask = None if lengths is None else (torch.arange(L, device=ids.device) < lengths[:, None])[:, None, None, :]
-        x = self.token(ids) + self.position.weight[:L]
+        rows = [self.token(ids), self.position.weight[:L]]
         if self.token_type is not None:
-            x = x + self.token_type(types)
-        x = F.dropout(self.norm(x), self.dropout, self.training)
+            rows.append(self.token_type(types))
+        if self.quantised:
+            rows = [qat.rows(r) for r in rows]
+        x = F.dropout(self.norm(reduce(torch.add, rows)), self.dropout, self.training)
         if torch.is_autocast_enabled(x.device.type):
             # the residual stream too: half the memory traffic (on a GPU until the first norm, which gives float32)
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -195,11 +198,14 @@ class Encoder(nn.Module):
             x = layer(x, mask, trace)
             if trace is not None:
                 trace.hidden.append(x)
-        return cast(Tensor, x)
+        return x
 
     def span_logits(self, hidden: Tensor) -> Tensor:
         """[B, L, 2] from hidden states."""
         assert self.span is not None
+        if self.quantised:  # as packed: its matrix is rounded, what it reads is not
+            with torch.autocast(hidden.device.type, enabled=False):
+                return F.linear(hidden.float(), qat.rows(self.span.weight), self.span.bias)
         return self.span(hidden)  # type: ignore[no-any-return]
 
     def class_logits(self, hidden: Tensor) -> Tensor:
@@ -225,7 +231,7 @@ class Encoder(nn.Module):
         return activation(self.classify_hidden(hidden[:, 0]))
 
     def linears(self) -> dict[str, Linear]:
-        """The matrices of the layers by our names, `layers.0.query` and so on: what is quantised."""
+        """The matrices of the layers by our names, `layers.0.query` and so on."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Linear) and name.startswith("layers.")}
 
     def prunable(self) -> dict[str, Linear]:
@@ -252,7 +258,9 @@ class Encoder(nn.Module):
                 p.copy_(p[back].clone())
 
     def set_quantised(self, on: bool) -> None:
-        """Rounds weights and activations of the layers as the engine does, from the next pass on."""
+        """Rounds weights and activations as a packed model has them, from the next pass on: embeddings, layers and the
+        span head's matrix. The head of classes is packed as it is."""
+        self.quantised = on
         for linear in self.linears().values():
             linear.quantised = on
 

@@ -1,9 +1,9 @@
 """The engine's rounding in torch, with straight-through gradients: docs/format.md, "Arithmetic of the engine".
 
-What training sees of the layers under these functions is what the engine computes of the same matrices, up to the last
-bits of floats: weights s8 with a scale per row, activations u8 with a scale and zero point per token and piece of
+What training sees under these functions is what the engine computes of the same weights, up to the last bits of floats:
+embeddings and matrices s8 with a scale per row, activations u8 with a scale and zero point per token and piece of
 columns, queries, keys and values s8 per token and head, probabilities u8. Everything runs in float32, which holds the
-integers exactly. Embeddings and heads are not rounded here.
+integers exactly.
 """
 
 import math
@@ -31,8 +31,8 @@ def straight_through(rounded: Tensor, x: Tensor) -> Tensor:
 
 
 def rows(weight: Tensor) -> Tensor:
-    """A matrix [N, K] as stored: scale = max|row| / 127, half to even; a row of zeros stays one."""
-    scale = weight.detach().abs().amax(dim=1, keepdim=True) / LEVELS
+    """Rows [..., K] of a matrix as stored: scale = max|row| / 127, half to even; a row of zeros stays one."""
+    scale = weight.detach().abs().amax(-1, keepdim=True) / LEVELS
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     rounded = (weight.detach() / scale).round().clamp(-LEVELS, LEVELS) * scale
     return straight_through(rounded, weight)

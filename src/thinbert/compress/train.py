@@ -136,10 +136,10 @@ def train(
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.rate, fused=True)
     locked = model.masks()  # what is gone before the first step stays gone, also in a run that is taken up again
-    step, logged, total = _resume(out / "state.pt", objective, optimizer, accelerator.device)
+    step, logged, total, line = _resume(out / "state.pt", objective, optimizer, accelerator.device)
     saved = step
     if accelerator.is_main_process:
-        _cut_log(out / "log.jsonl", step)
+        _mend_log(out / "log.jsonl", step, line)
     if step == 0 and pruning is not None and pruning.schedule.due(0) and pruning.schedule.sparsity(0) > 0:
         model.set_masks(_new_masks(model, pruning, 0, locked, optimizer))  # before anything is learnt
     prepared, optimizer = accelerator.prepare(objective, optimizer)
@@ -175,7 +175,7 @@ def train(
         tokens += count
         last = step == steps or (stop_after is not None and step - first >= stop_after)
         due = evaluate is not None and evaluate_every > 0 and step % evaluate_every == 0 and step < steps
-        line: dict[str, Any] = {}
+        line = {}
         if step % settings.log_every == 0 or last or due:
             seconds = time.perf_counter() - begun
             read = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device)))
@@ -193,7 +193,8 @@ def train(
         is_time = step % settings.save_every == 0 or time.monotonic() - kept_at > _SAVE_SECONDS
         # before evaluating, which takes memory and disk, and may end the process each time it is tried
         if (is_time or last or due) and accelerator.is_main_process:
-            _save(out / "state.pt", objective, optimizer, {"step": step, "logged": logged, "total": total})
+            where = {"step": step, "logged": logged, "total": total, "line": line}
+            _save(out / "state.pt", objective, optimizer, where)
             saved, kept_at = step, time.monotonic()
         if due and evaluate is not None and accelerator.is_main_process:
             paused = time.perf_counter()
@@ -314,11 +315,11 @@ def _save(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, wh
 
 def _resume(
     path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> tuple[int, int, Tensor]:
-    """Puts back what `_save` kept. Returns the number of steps done, of the last that was logged, and the sum of the
-    losses since then."""
+) -> tuple[int, int, Tensor, dict[str, Any]]:
+    """Puts back what `_save` kept. Returns the number of steps done, of the last that was logged, the sum of the
+    losses since then, and the line of the log that was to follow, or nothing."""
     if not path.exists():
-        return 0, 0, torch.zeros((), device=device)
+        return 0, 0, torch.zeros((), device=device), {}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # whatever a damaged file makes torch raise
@@ -331,21 +332,26 @@ def _resume(
         modules[name].mask = mask.to(device)
     optimizer.load_state_dict(state["optimizer"])
     step = int(state["step"])
-    return step, int(state.get("logged", step)), state.get("total", torch.zeros(())).to(device)  # 0.1 kept no sum
+    total = state.get("total", torch.zeros(())).to(device)  # 0.1 kept no sum, and no line
+    return step, int(state.get("logged", step)), total, state.get("line", {})
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drops what a killed run logged past the state that is gone on from, and a torn last line."""
-    if not path.exists():
+def _mend_log(path: Path, step: int, line: Mapping[str, Any]) -> None:
+    """Drops what a killed run logged past the state that is gone on from, and a torn last line; adds that state's line
+    where the run did not come to it."""
+    if not path.exists() and not line:
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for text in path.read_text().splitlines() if path.exists() else []:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            known = json.loads(text)
         except ValueError:
             continue
-    write_atomic(path, "".join(kept).encode())
+        if known["step"] <= step:
+            kept.append(known)
+    if line and (not kept or kept[-1]["step"] < step):
+        kept.append(line)
+    write_atomic(path, "".join(json.dumps(each) + "\n" for each in kept).encode())
 
 
 def _enter(out: Path, described: dict[str, Any]) -> None:
