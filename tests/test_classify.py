@@ -246,9 +246,10 @@ def test_evaluate(folder: Path, tmp_path: Path, cli: Cli) -> None:
     )
     assert done.code == 0
     assert json.loads(done.out)["accuracy"] == 100
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy_interval"] == [100, 100]
     assert json.loads((tmp_path / "run" / "predictions.json").read_text()) == [LABELS[str(n)] for n in labels]
     assert (
-        "accuracy 100.00, 2 texts"
+        "accuracy 100.00 (95 %: 100.00 to 100.00), 2 texts"
         in cli("evaluate", folder, path, "--task", "sst2", "--out", tmp_path / "two", "--limit", 2).out
     )
     again = cli("evaluate", folder, path, "--task", "sst2", "--out", tmp_path / "run", "--limit", 2)

@@ -14,18 +14,22 @@ BLOCKS = st.sampled_from([(1, 1), (1, 4), (4, 1), (4, 4), (2, 3), (32, 32)])
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 70))
 
 
-def matrix(shape: tuple[int, int], seed: int, zeros: float = 0.0) -> torch.Tensor:
+# of a matrix: the share of zeros it has already, and whether many of its weights are equal
+KINDS = st.sampled_from([(0.0, False), (0.6, False), (0.0, True), (0.6, True)])
+
+
+def matrix(shape: tuple[int, int], seed: int, zeros: float = 0.0, ties: bool = False) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator)
-    return weight * (torch.rand(shape, generator=generator) >= zeros)
+    return (weight.round() if ties else weight) * (torch.rand(shape, generator=generator) >= zeros)
 
 
 @settings(max_examples=60, deadline=None)
-@given(SHAPES, BLOCKS, st.floats(0, 1), st.integers(0, 99))
+@given(SHAPES, BLOCKS, KINDS, st.floats(0, 1), st.integers(0, 99))
 def test_exactly_the_asked_share_of_blocks_goes(
-    shape: tuple[int, int], block: tuple[int, int], sparsity: float, seed: int
+    shape: tuple[int, int], block: tuple[int, int], kind: tuple[float, bool], sparsity: float, seed: int
 ) -> None:
-    weight = matrix(shape, seed)
+    weight = matrix(shape, seed, *kind)
     scores = block_scores(weight, block)
     kept = keep_largest(scores, sparsity)
     assert int((~kept).sum()) == math.floor(sparsity * kept.numel() + 1e-9)
@@ -38,11 +42,13 @@ def test_exactly_the_asked_share_of_blocks_goes(
 
 
 @settings(max_examples=40, deadline=None)
-@given(BLOCKS, st.floats(0, 0.95), st.floats(0, 0.95), st.sampled_from(["uniform", "global"]), st.integers(0, 99))
+@given(
+    BLOCKS, KINDS, st.floats(0, 0.95), st.floats(0, 0.95), st.sampled_from(["uniform", "global"]), st.integers(0, 99)
+)
 def test_locked_zeros_never_come_back(
-    block: tuple[int, int], before: float, after: float, scope: str, seed: int
+    block: tuple[int, int], kind: tuple[float, bool], before: float, after: float, scope: str, seed: int
 ) -> None:
-    weights = {"a": matrix((24, 32), seed), "b": matrix((8, 16), seed + 1) * 10}
+    weights = {"a": matrix((24, 32), seed, *kind), "b": matrix((8, 16), seed + 1, *kind) * 10}
     locked = magnitude_masks(weights, before, block=block)
     # weights that moved since: what was locked is now large
     moved = {name: torch.where(mask, weights[name], torch.tensor(100.0)) for name, mask in locked.items()}

@@ -808,7 +808,7 @@ def test_other_data_is_another_stage(data: Path, base: Path, tmp_path: Path) -> 
 
 
 def test_two_processes_carry_a_recipe_out_together(data: Path, base: Path, tmp_path: Path) -> None:
-    """What `accelerate launch thinbert compress …` does: the main process asks, exports and scores, alone."""
+    """What `torchrun -m thinbert compress …` does: the main process asks, exports and scores, alone."""
     given = ["compress", "minilm-squad-1x4-80", "--scale", "smoke", "--data", str(data)]
     given += [f"--set={key}={value}" for key, value in changes_of("minilm-squad-1x4-80", base).items()]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "thinbert"]

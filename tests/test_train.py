@@ -193,7 +193,7 @@ def test_a_log_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path) ->
 def test_two_processes_make_what_one_makes(checkpoint: Checkpoint, tmp_path: Path) -> None:
     script = script_of(checkpoint, tmp_path, dropout=0.0, passes=2)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    # what `accelerate launch` runs on a machine without MPI
+    # `accelerate launch` starts several processes on CPUs through MPI alone; both tell them of each other alike
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment["ACCELERATE_USE_CPU"] = "true"
     subprocess.run([*launch, script, tmp_path / "two"], check=True, env=environment, capture_output=True, timeout=300)
@@ -206,6 +206,12 @@ def test_two_processes_make_what_one_makes(checkpoint: Checkpoint, tmp_path: Pat
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
         assert a["norm"] == pytest.approx(b["norm"], rel=0.1)  # which AdamW would not feel, but clipping does
     assert one[-1]["loss"] < one[0]["loss"]
+    ends = [torch.load(tmp_path / out / "state.pt", weights_only=True)["model"] for out in ("one", "two")]
+    begin, a, b = (
+        torch.cat([t.flatten() for _, t in sorted(model.items())])
+        for model in (dict(SpanLoss(fresh(checkpoint)).named_parameters()), *ends)
+    )
+    assert (a - b).norm() < 0.1 * (a - begin).norm()
 
 
 def test_zeros_that_are_locked_stay_gone_while_more_are_pruned(checkpoint: Checkpoint, tmp_path: Path) -> None:

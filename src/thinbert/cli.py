@@ -543,8 +543,10 @@ def _evaluate_classes(
     if as_json:
         show.print_json({"model": model.name, "data": str(data), "out": str(out), **scores})
         return
-    shown = "  ".join(f"{name} {value:.2f}" for name, value in scores.items() if name != "total")
-    print(f"{task}: {shown}, {scores['total']} texts; predictions and metrics in {out}")
+    low, high = scores["accuracy_interval"]
+    f1 = f", F1 {scores['f1']:.2f}" if "f1" in scores else ""
+    print(f"{task}: accuracy {scores['accuracy']:.2f} (95 %: {low:.2f} to {high:.2f}){f1}, {scores['total']} texts")
+    print(f"predictions and metrics in {out}")
 
 
 @app.command("compare")

@@ -9,6 +9,9 @@ The folder it writes, of questions:
     nbest.json            id -> best answers with place and probability
     per_question.json     exact match and F1 of each question, for `thinbert compare`
     metrics.json          the scores, with 95 % intervals of exact match and F1 (bootstrap over questions)
+
+Of texts: run.json, predictions.json (the class of each), per_question.json (whether it is right), and metrics.json with
+an interval of the accuracy.
 """
 
 import json
@@ -131,9 +134,8 @@ def evaluate_classes(
     limit: int | None = None,
     max_length: int | None = None,
     progress: Progress = lambda done, total: None,
-) -> dict[str, float]:
-    """Classifies every text of a data set into `out` (run.json, predictions.json, per_question.json, metrics.json; all
-    anew where it was interrupted), and returns the scores.
+) -> dict[str, Any]:
+    """Classifies every text of a data set into `out`, all anew where it was interrupted, and returns the scores.
 
     Args:
         precision: of the model's arithmetic.
@@ -145,8 +147,9 @@ def evaluate_classes(
     what: dict[str, Any] = {"thinbert": __version__, "model": model.sha256, "data": data.sha256, "task": data.task.name}
     what |= {"precision": precision, "limit": limit, "max_length": max_length}
     with open_run(out, what, model.name):
-        scores, predictions = classify.evaluate(model, data, limit=limit, max_length=max_length, progress=progress)
+        found, predictions = classify.evaluate(model, data, limit=limit, max_length=max_length, progress=progress)
         right = [100.0 * (e.label == p) for e, p in zip(data.examples, predictions, strict=False)]
+        scores = {**found, "accuracy_interval": bootstrap.interval(right)}
         try:
             _write_json(out / "predictions.json", [data.task.labels[p] for p in predictions])
             bootstrap.write_per_question(out, ("accuracy",), {str(n): [value] for n, value in enumerate(right)})
