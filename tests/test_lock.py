@@ -1,11 +1,17 @@
 """The pattern lock on other people's models and trainers."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 
+import thinbert
+import tiny
 from thinbert.compress.lock import lock_pattern
 
 
@@ -148,3 +154,27 @@ def test_transformers_trainer(tmp_path: Path) -> None:
         if name in zeros:
             assert torch.equal(p == 0, zeros[name]), name
     assert not torch.equal(model.bert.encoder.layer[0].output.dense.weight, moved)
+
+
+def test_the_example(tmp_path: Path) -> None:
+    """A sparse folder, the program of the README, and what comes out of it."""
+    pytest.importorskip("transformers")
+    config = tiny.bert_config()
+    tensors = tiny.bert_tensors(config)
+    random = np.random.default_rng(0)
+    for name, matrix in tensors.items():
+        if ".layer." in name and matrix.ndim == 2:
+            matrix *= random.uniform(size=matrix.shape) < 0.2
+    sparse = tiny.write_model(tmp_path / "sparse", config, tensors)
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "the tower\t1\nwho built it\t0\n" * 40)
+    program = Path(__file__).parent.parent / "examples" / "lock_pattern.py"
+    given = [sparse, tmp_path / "train.tsv", tmp_path / "out", "--steps", "3"]
+    done = subprocess.run([sys.executable, program, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    for name, matrix in tensors.items():
+        if ".layer." in name and matrix.ndim == 2:
+            np.testing.assert_array_equal(after[name] == 0, matrix == 0, err_msg=name)
+            assert not np.array_equal(after[name], matrix), name
+    labels = ("negative", "positive")
+    assert thinbert.pipeline("text-classification", model=str(tmp_path / "out"))("the tower")[0]["label"] in labels

@@ -13,7 +13,7 @@ from thinbert.compress import qat
 from thinbert.compress.encoder import Encoder, Trace, from_checkpoint, tensor_names, to_tensors
 from thinbert.compress.export import write_portable
 from thinbert.compress.masks import magnitude_masks
-from thinbert.model.checkpoint import Checkpoint, read_checkpoint
+from thinbert.model.checkpoint import Checkpoint, read_checkpoint, read_json
 from thinbert.model.config import parse_config
 from thinbert.model.pack import pack
 from thinbert.runtime.engine import Engine
@@ -173,6 +173,44 @@ def test_there_and_back(tmp_path: Path, config: dict[str, Any]) -> None:
     with torch.no_grad():
         np.testing.assert_array_equal(model(*given).numpy(), again(*given).numpy())
     assert bool((again.layers[0].query.weight[~masks["layers.0.query"]] == 0).all())  # type: ignore[union-attr, operator, index]
+
+
+@pytest.mark.parametrize("head", ["span", "classify", "mlm"])
+@pytest.mark.parametrize("config", [tiny.bert_config(), tiny.distilbert_config()], ids=["bert", "distilbert"])
+def test_what_is_written_is_the_same_model_in_transformers(config: dict[str, Any], head: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    heads = {"span": {"span": 0}, "classify": {"classify": 3}, "mlm": {"mlm": 0, "nsp": 0}}[head]
+    checkpoint = checkpoint_of(tmp_path, config)
+    model, _ = from_checkpoint(checkpoint, heads)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1 and "norm" not in name:
+                p.normal_(std=0.1)  # biases of heads that begin anew are zero
+    labels = {"id2label": {str(n): f"class {n}" for n in range(3)}} if head == "classify" else {}
+    written = write_portable(model, heads, checkpoint, tmp_path / "written", **labels)
+    kind = getattr(transformers, read_json(written.folder / "config.json")["architectures"][0])
+    theirs, loading = kind.from_pretrained(written.folder, output_loading_info=True)
+    assert not loading["missing_keys"]
+    ids, types, lengths = tiny.ragged([9, 23], token_types=config["model_type"] == "bert")
+    given = padded(ids, types, lengths)
+    mask = torch.arange(23) < given[2][:, None]
+    model.eval()
+    named = {"token_type_ids": given[1]} if config["model_type"] == "bert" else {}
+    with torch.no_grad():
+        out = theirs.eval()(given[0], attention_mask=mask.long(), **named)
+        hidden = model(*given)
+        if head == "span":
+            pairs = [(model.span_logits(hidden)[mask], torch.stack([out.start_logits, out.end_logits], -1)[mask])]
+        elif head == "classify":
+            pairs = [(model.class_logits(hidden), out.logits)]
+        else:
+            words = out.prediction_logits if config["model_type"] == "bert" else out.logits
+            pairs = [(model.mlm_logits(hidden[mask]), words[mask])]
+            if config["model_type"] == "bert":
+                pairs.append((model.nsp_logits(hidden), out.seq_relationship_logits))
+    for ours, wanted in pairs:
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("config", [tiny.bert_config(), tiny.distilbert_config()], ids=["bert", "distilbert"])
