@@ -25,15 +25,20 @@ class Arena {
     return taken;
   }
 
-  // All of it may be taken again. What came in pieces is asked for at once the next time; what is very much goes.
+  // All of it may be taken again. What came in pieces is asked for at once the next time.
   void reset() {
-    size_t size = 0;
-    for (const Block& block : blocks_) size += block.size;
-    if (blocks_.size() > 1 || size > kKept) {
+    trim();
+    if (blocks_.size() > 1) {
+      const size_t all = size();
       blocks_.clear();
-      if (size <= kKept) grow(size);
+      grow(all);
     }
     used_ = 0;
+  }
+
+  // Gives back what is very much. Nothing that was taken is good any more.
+  void trim() {
+    if (size() > kKept) blocks_.clear();
   }
 
  private:
@@ -46,6 +51,12 @@ class Arena {
     std::unique_ptr<uint8_t, Free> data;
     size_t size;
   };
+
+  size_t size() const {
+    size_t sum = 0;
+    for (const Block& block : blocks_) sum += block.size;
+    return sum;
+  }
 
   void grow(size_t bytes) {
     const size_t size = std::max(bytes, kSmallest) / 64 * 64;

@@ -10,7 +10,7 @@
 
 namespace thinbert {
 
-// Where the time of a forward pass goes; the head counts as kEmbeddings.
+// Where the time of a forward pass goes.
 enum Part : int { kProducts, kAttention, kActivation, kQuantising, kNorms, kEmbeddings, kWaiting, kParts };
 
 struct Encoder {

@@ -77,9 +77,8 @@ struct Kernels {
   void (*block1x4)(const uint32_t* start, const uint8_t* order, const Quad* quads, const uint8_t* x, int vectors,
                    const Rows& rows);
 
-  // Per token: low = min(0, x), high = max(0, x) over the rows; scale = max(high - low, kSmallest) / 255 and
-  // zero = rint(-low / scale); q = min(rint(x / scale + zero), 255). Rows past the last, to a multiple of 4, are x = 0,
-  // which is the zero point: so they cancel against the weights' row sums, whatever padding the weights have.
+  // Bytes of each token with a scale and a zero point (docs/format.md has the formulas). Rows past the last, to a multiple of
+  // 4, are x = 0, which is the zero point: so they cancel against the weights' row sums, whatever padding the weights have.
   void (*quantize)(const float* x, int rows, int vectors, uint8_t* q, float* scale, int32_t* zero);
   // The same of activation(x), which replaces x.
   void (*activate_quantize)(Activation kind, float* x, int rows, int vectors, uint8_t* q, float* scale, int32_t* zero);
@@ -90,13 +89,13 @@ struct Kernels {
   // out [rows][V][16] = weight [rows][columns] x + bias, in float: the heads of tasks. x [columns][V][16]
   void (*linear)(const float* weight, const float* bias, int rows, int columns, const float* x, int vectors, float* out);
 
-  // One head of 16 tokens, x [d] rows of `stride` floats apart: per token scale = max(|x|, kSmallest) / 127, s8 values.
+  // One head of 16 tokens, x [d] rows of `stride` floats apart, to s8 with a scale per token.
   // keys: [d/4][16][4] with `sum` of each token's values; values: [d][16].
   void (*quantize_key)(const float* x, int stride, int d, int8_t* q, float* scale, int32_t* sum);
   void (*quantize_value)(const float* x, int stride, int d, int8_t* q, float* scale);
 
   // softmax(q k^T / sqrt(d)) v of one head for one or two vectors of queries; `out`: [d] rows of `out_stride` floats,
-  // 16 lanes a vector. `scratch`: 16 floats for each key and vector.
+  // 16 lanes a vector. `scratch`: 16 floats for each key, rounded up to 16, and vector.
   void (*attend)(const AttentionInput& in, int vectors, int d, float* scratch, float* out, int out_stride);
 };
 

@@ -35,6 +35,8 @@ const InstructionSet& find_set(const std::string& name) {
   throw nb::value_error("unknown instruction set");
 }
 
+constexpr int kMostHeads = 1 << 16;
+
 void require(bool ok, const char* message) {
   if (!ok) throw nb::value_error(message);
 }
@@ -51,7 +53,10 @@ struct PyMatrix {
 
   PyMatrix(int rows, int columns, Array<uint32_t, 1> start, Array<uint16_t, 1> index, Array<int8_t, 2> values,
            Array<float, 1> scale, Array<float, 1> bias)
-      : rows(rows), columns(columns), start(start), index(index), values(values), scale(scale), bias(bias) {
+      : rows(rows), columns(columns), start(start), index(index), values(values), scale(scale), bias(bias) {}
+
+  // When it is used: the arrays are the caller's, who may have written to them.
+  void check() const {
     const size_t n = static_cast<size_t>(rows);
     require(rows >= 0 && columns >= 0, "negative shape");
     require(start.shape(0) == n + 1 && scale.shape(0) == n && bias.shape(0) == n, "start, scale or bias of another length");
@@ -86,34 +91,36 @@ class PyEncoder {
   }
 
   void set_embeddings(nb::list tables, Array<float, 1> weight, Array<float, 1> bias) {
-    Table* targets[] = {&e_.token, &e_.position, &e_.token_type};
+    Table read[3] = {};
+    std::vector<Array<int8_t, 2>> values(3);
+    std::vector<Array<float, 1>> scales(3);
     require(nb::len(tables) == 2 || nb::len(tables) == 3, "expected two or three tables");
     for (size_t i = 0; i < nb::len(tables); ++i) {
       const nb::tuple pair = nb::cast<nb::tuple>(tables[i]);
       // a copy of another type would not be there when it is read
-      Array<int8_t, 2> values;
-      Array<float, 1> scale;
-      if (pair.size() != 2 || !nb::try_cast(pair[0], values, false) || !nb::try_cast(pair[1], scale, false))
+      if (pair.size() != 2 || !nb::try_cast(pair[0], values[i], false) || !nb::try_cast(pair[1], scales[i], false))
         throw nb::type_error("a table is int8 [rows, width] and float32 [rows], both contiguous");
-      require(values.shape(1) == static_cast<size_t>(e_.width) && scale.shape(0) == values.shape(0), "table shape");
-      *targets[i] = {values.data(), scale.data(), static_cast<int>(values.shape(0))};
+      require(values[i].shape(1) == static_cast<size_t>(e_.width) && scales[i].shape(0) == values[i].shape(0), "table shape");
+      read[i] = {values[i].data(), scales[i].data(), static_cast<int>(values[i].shape(0))};
     }
-    kept_ = tables;  // the tables are read in place
     e_.embedding_norm = norm(weight, bias);
+    e_.token = read[0], e_.position = read[1], e_.token_type = read[2];
+    values_ = std::move(values), scales_ = std::move(scales);  // the tables are read in place
   }
 
   // Returns the form each matrix was given, in the order of the arguments.
   std::vector<int> add_layer(int heads, int ffn, std::vector<PyMatrix*> m, Array<float, 1> w1, Array<float, 1> b1,
                              Array<float, 1> w2, Array<float, 1> b2, int forced) {
+    require(heads >= 0 && heads <= kMostHeads && ffn >= 0, "heads or ffn out of range");
     const int D = e_.width, A = heads * e_.head_size;
     const int shapes[6][2] = {{A, D}, {A, D}, {A, D}, {D, A}, {ffn, D}, {D, ffn}};
     require(m.size() == 6 && std::count(m.begin(), m.end(), nullptr) == 0, "a layer has six matrices");
-    require(heads >= 0 && ffn >= 0, "negative heads or ffn");
     require(forced >= -1 && forced < 3, "no such form");
     Layer layer;
     Matrix* targets[] = {&layer.query, &layer.key, &layer.value, &layer.output, &layer.ffn_in, &layer.ffn_out};
     std::vector<int> forms;
     for (int i = 0; i < 6; ++i) {
+      m[i]->check();
       require(m[i]->rows == shapes[i][0] && m[i]->columns == shapes[i][1], "matrix shape");
       const size_t fours = count_blocks4x4(m[i]->rows, m[i]->list());
       const Form form = forced >= 0 ? static_cast<Form>(forced)
@@ -150,7 +157,7 @@ class PyEncoder {
   // what: 0 span logits [T, 2], 1 class logits [B, classes], 2 hidden states [T, D].
   nb::object forward(Array<int32_t, 1> ids, Array<int32_t, 1> types, Array<int32_t, 1> lengths, int what) {
     require(what != 0 || e_.span.rows(), "no span head");
-    require(what != 1 || (e_.classes.rows() && !e_.layers.empty()), "no classification head, or no layers");
+    require(what != 1 || e_.classes.rows(), "no classification head");
     const size_t rows = what == 1 ? lengths.shape(0) : ids.shape(0);
     const size_t columns = what == 0 ? 2 : what == 1 ? e_.classes.bias.size() : static_cast<size_t>(e_.width);
     std::unique_ptr<float[]> memory(new float[rows * columns + 1]);
@@ -162,7 +169,7 @@ class PyEncoder {
     return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, columns}, owner));
   }
 
-  // Seconds by part of the pass, the mean of all threads, as of one pass over the same inputs as `forward`.
+  // Seconds by part of a pass without heads, the mean of all threads.
   nb::dict profile(Array<int32_t, 1> ids, Array<int32_t, 1> types, Array<int32_t, 1> lengths) {
     static constexpr const char* names[kParts] = {"products", "attention",  "activation", "quantising",
                                                   "norms",    "embeddings", "waiting"};
@@ -185,6 +192,7 @@ class PyEncoder {
            const Encoder::Outputs& outputs) {
     // copies: another thread may write to the caller's arrays once they are checked
     const std::vector<int32_t> ids = ints(given_ids), types = ints(given_types), lengths = ints(given_lengths);
+    require(!e_.layers.empty(), "no layers");
     require(ids.size() == types.size(), "ids and types differ in length");
     int64_t total = 0;
     for (const int32_t length : lengths) {
@@ -217,7 +225,8 @@ class PyEncoder {
   PoolOwner pool_;
   const Costs costs_;
   Encoder e_;
-  nb::object kept_;
+  std::vector<Array<int8_t, 2>> values_;  // of the tables
+  std::vector<Array<float, 1>> scales_;
   Arena arena_;
   std::mutex mutex_;
 };

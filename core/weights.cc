@@ -53,7 +53,7 @@ void fill_block1x4(Matrix::Piece& p, int rows, const BlockList& blocks, int firs
         filled = 0;
       }
       p.quads.back().index[filled] = static_cast<uint16_t>(blocks.index[b] - first);
-      p.quads.back().words[filled++] = word_of(blocks.values + 4 * b);
+      p.quads.back().words[filled++] = word_of(blocks.values + size_t{4} * b);
     }
     p.start.push_back(static_cast<uint32_t>(p.quads.size()));
   }
@@ -68,7 +68,7 @@ void fill_dense(Matrix::Piece& p, int rows, const BlockList& blocks, int first, 
     for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b) {
       if (blocks.index[b] < first || blocks.index[b] >= last) continue;
       const size_t group = static_cast<size_t>(blocks.index[b] - first), r = row % R, g = group % G;
-      p.words[(row - r) * across + (group - g) * R + r * G + g] = word_of(blocks.values + 4 * b);
+      p.words[(row - r) * across + (group - g) * R + r * G + g] = word_of(blocks.values + size_t{4} * b);
     }
 }
 
@@ -85,7 +85,7 @@ void fill_block4x4(Matrix::Piece& p, int rows, const BlockList& blocks, int firs
       for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b) {
         if (blocks.index[b] < first || blocks.index[b] >= last) continue;
         const size_t group = static_cast<size_t>(blocks.index[b] - first);
-        block[group * 4 + static_cast<size_t>(row - top)] = word_of(blocks.values + 4 * b);
+        block[group * 4 + static_cast<size_t>(row - top)] = word_of(blocks.values + size_t{4} * b);
         occupied[group] = true;
       }
     for (size_t group = 0; group < static_cast<size_t>(groups); ++group) {
@@ -123,7 +123,7 @@ Matrix make_matrix(int rows, int columns, const BlockList& blocks, const float* 
     for (int row = 0; row < rows; ++row)
       for (uint32_t b = blocks.start[row]; b < blocks.start[row + 1]; ++b)
         if (blocks.index[b] >= first_group && blocks.index[b] < last_group)
-          for (int j = 0; j < 4; ++j) p.row_sum[static_cast<size_t>(row)] += blocks.values[4 * b + static_cast<uint32_t>(j)];
+          for (int j = 0; j < 4; ++j) p.row_sum[static_cast<size_t>(row)] += blocks.values[size_t{4} * b + static_cast<size_t>(j)];
     p.quads.shrink_to_fit();
     p.index.shrink_to_fit();
     p.words.shrink_to_fit();

@@ -1,4 +1,4 @@
-// Weights as the engine uses them: matrices in the form their kernel reads, and views of everything else.
+// Weights as the engine uses them: matrices in the form their kernel reads; tables of embeddings where they lie.
 #pragma once
 
 #include <cstddef>

@@ -222,6 +222,18 @@ def test_what_overflows_is_never_a_number(tmp_path: Path, activation: str) -> No
         assert np.isnan(classes).any(axis=1).tolist() == [True, False]
 
 
+def test_a_head_that_overflows_is_never_a_number(tmp_path: Path) -> None:
+    """Also where heads beside it do not, and the range of their token is found value by value."""
+    config = tiny.bert_config(num_hidden_layers=1)
+    tensors = tiny.bert_tensors(config)
+    for name, bias in (("query", 100), ("key", 1e37)):  # whose product is infinite for each token
+        tensors[f"bert.encoder.layer.0.attention.self.{name}.bias"][:32] = bias
+    checkpoint = read_checkpoint(tiny.write_model(tmp_path / "m", config, tensors))
+    ids, types, lengths = tiny.ragged([20, 3])
+    for isa in ISAS:
+        assert np.isnan(Engine(checkpoint, isa=isa).hidden(ids, types, lengths)).all()
+
+
 def test_very_many_short_sequences(tmp_path: Path) -> None:
     """More vectors than the square root of what an int holds."""
     config = tiny.bert_config(
@@ -539,11 +551,19 @@ def test_the_core_reads_nothing_out_of_bounds(tiny_folder: Path) -> None:
     with pytest.raises(ValueError, match="two or three tables"):
         encoder.set_embeddings([table], norm, norm)
     encoder.set_embeddings([table, table], norm, norm)
+    with pytest.raises(ValueError, match="no layers"):
+        encoder.forward(one, one, one + 1, 2)
+    start = np.zeros(65, np.uint32)
+    start[1:] = 1
+    index = np.zeros(1, np.uint16)
+    changed = Matrix(64, 64, start, index, np.ones((1, 4), np.int8), norm, norm)
+    index[0] = 16  # once it is made
     empty = Matrix(64, 64, np.zeros(65, np.uint32), np.zeros(0, np.uint16), np.zeros((0, 4), np.int8), norm, norm)
     for matrices, form, message in (
         ([empty] * 6, 3, "no such form"),
         ([empty] * 5, 0, "a layer has six matrices"),
         ([*[empty] * 5, None], 0, "a layer has six matrices"),
+        ([changed] * 6, 0, "index past the columns"),
     ):
         with pytest.raises(ValueError, match=message):
             encoder.add_layer(2, 64, matrices, norm, norm, norm, norm, form)
@@ -556,10 +576,6 @@ def test_arrays_are_not_converted() -> None:
     Matrix(2, 4, start, index, values, zeros, zeros)
     with pytest.raises(TypeError, match="incompatible function arguments"):
         Matrix(2, 4, start.astype(np.int64), index, values, zeros, zeros)
-    with pytest.raises(ValueError, match="index past the columns"):
-        Matrix(
-            1, 4, np.array([0, 1], np.uint32), np.array([1], np.uint16), np.ones((1, 4), np.int8), zeros[:1], zeros[:1]
-        )
 
 
 def test_costs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ namespace {
 
 #include "pairs.inc"
 
-// As assembly for the reason given in avx512vnni.cc.
+// As assembly for the reason given in avx512.inc.
 inline __m256i dot8(__m256i acc, __m256i x, __m256i w) {
   __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(x), "x"(w));
   return acc;
