@@ -11,6 +11,7 @@ import pytest
 import files
 import thinbert
 from conftest import Cli
+from thinbert.corpus.ask import _words
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "eiffel-tower.md"
 QUESTION = "Who is the Eiffel Tower named after?"
@@ -184,6 +185,26 @@ def test_a_folder_of_documents(cli: Cli, tmp_path: Path) -> None:
     assert "also in " in shown
     assert "copy.md:3" in shown
     assert json.loads(cli("ask", "What is bread made from?", tmp_path, "--json").out)["file"].endswith("bread.txt")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("The tower", "tower.", True),
+        ("“Anna  Voss”", "anna voss", True),
+        ("(1802)", "1802,", True),
+        ("A", "a", True),
+        ("the U.S.", "U.S", True),
+        ("1.5 percent", "15 percent", False),
+        ("C++", "C", False),
+        ("-5", "5", False),
+        (".5", "5", False),
+        ("$3.50", "350", False),
+        ("A", "an A", True),
+    ],
+)
+def test_what_counts_as_the_same_words(one: str, other: str, same: bool) -> None:
+    assert (_words(one) == _words(other)) == same
 
 
 def test_places_of_the_same_words_are_told_apart(cli: Cli, tmp_path: Path) -> None:

@@ -309,6 +309,23 @@ def test_columns_may_stand_apart_by_semicolons(cli: Cli, tmp_path: Path) -> None
     assert json.loads(r.out)["context"] == "Anna, of Graz, built it; in 1802."
 
 
+def test_a_spreadsheet_s_own_first_line(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text(f"sep=;\nquestion;context\n{ASKED[0]};{TEXTS[0]}\na;b;c;d\n")
+    assert cli("batch", source, "-o", tmp_path / "out.jsonl").code == 0
+    first, second = read(tmp_path / "out.jsonl")
+    assert first["prediction"]["answer"] == "Anna Voss"
+    assert second["error"] == "line 4 has more columns than the header"
+
+
+def test_no_records_make_an_empty_file_and_say_so(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,context\n")
+    done = cli("batch", tmp_path / "a.csv", "-o", tmp_path / "out.jsonl")
+    assert done.code == 0
+    assert "nothing is written" not in done.err
+    assert (tmp_path / "out.jsonl").read_text() == ""
+
+
 def test_questions_too_long_for_a_small_model_are_cut(cli: Cli, tmp_path: Path, tiny_folder: Path) -> None:
     long = {"question": "who built it " * 30, "context": "the tower is named after paris " * 20}
     rows = [{"question": "who", "context": "in paris"}, long, {**long, "context": "in paris"}]

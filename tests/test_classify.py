@@ -87,6 +87,19 @@ def test_scores_are_what_the_problem_asks_for(tmp_path: Path, problem: str) -> N
     assert [o["score"] for o in ours] == pytest.approx([t["score"] for t in theirs], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("problem", "classes"), [(None, 1), ("multi_label_classification", 2), ("regression", 1), (None, 2)]
+)
+def test_the_best_class_scores_as_in_the_pipeline(tmp_path: Path, problem: str | None, classes: int) -> None:
+    config = tiny.bert_config(id2label={str(n): f"c{n}" for n in range(classes)}, problem_type=problem)
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config, head="classify"))
+    model = thinbert.load(str(folder), precision="float32")
+    (logits,) = classify.logits(model, [(TEXTS[0], None)])
+    best = thinbert.pipeline("text-classification", model)(TEXTS[0])[0]
+    assert classify.best_class(model, logits) == (best["label"], pytest.approx(best["score"]))
+    assert (best["score"] == 1) is False
+
+
 def test_a_packed_classifier_answers_as_the_portable_one(tmp_path: Path) -> None:
     config = tiny.bert_config(id2label={"0": "a", "1": "b"})
     folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config, head="classify"))

@@ -52,6 +52,32 @@ def test_columns_are_told_by_the_header_alone() -> None:
     assert only('"a, b, c";text\n1;Two.\n', ".csv").text == "Two.\na, b, c: 1"
 
 
+def test_quotes_that_enclose_nothing_are_part_of_a_text_between_tabs() -> None:
+    loose = 'id\ttext\n1\t"Go on, she said.\n2\tThe mill burned down.\n3\t"Stop, he said.\n'
+    document = parse_document("d", loose.encode(), ".tsv")
+    assert [(p.number, p.label, p.text) for p in document.pages] == [
+        (2, "1", '"Go on, she said.'),
+        (3, "2", "The mill burned down."),
+        (4, "3", '"Stop, he said.'),
+    ]
+    assert not document.notes
+    enclosed = 'id\ttext\n1\t"She said ""go\ton"",\nand left."\n2\t5" pipes\n'
+    document = parse_document("d", enclosed.encode(), ".tsv")
+    assert [p.text for p in document.pages] == ['She said "go\ton",\nand left.', '5" pipes']
+
+
+def test_html_without_a_name() -> None:
+    for beginning in (
+        "<!DOCTYPE html>",
+        "<?xml version='1.0'?>\n<html>",
+        "<!-- saved from url=(1)x -->\n<head>",
+        "\ufeff <HTML a>",
+    ):
+        assert readers.kind_of(f"{beginning}<p>text".encode()) == ".html"
+    for beginning in ("Text", "<!-- a comment -->Text", "<?xml version='1.0'?><note>", "<headline>", "<!--" * 900):
+        assert readers.kind_of(beginning.encode()) == ""
+
+
 def test_markdown_keeps_its_text_and_knows_its_headings() -> None:
     text = "# One #\ntext\n\n```\n# no heading\n```\nTwo\n===\nmore\n### Three\nend"
     page = only(text, ".md")
@@ -122,6 +148,13 @@ def test_word_reads_what_stands_on_the_page_once() -> None:
     notes = f"<w:footnotes {xmlns}><w:footnote><w:p/></w:footnote>{files.paragraph('A note.')}</w:footnotes>"
     page = only(files.docx(body, parts={"word/footnotes.xml": notes.encode()}), ".docx")
     assert page.text == "co-op\nboxed\nafter\nA note."
+    inside = run.format("Anna Voss") + f"<w:r>{shape}</w:r>" + run.format(" in 1802.")
+    heading = f'<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr>{run.format("Terms")}<w:r>{shape}</w:r></w:p>'
+    page = only(
+        files.docx(f"<w:p>{inside}</w:p>{heading}<w:tbl><w:tr><w:tc><w:p>{inside}</w:p></w:tc></w:tr></w:tbl>"), ".docx"
+    )
+    assert page.text == "boxed\nAnna Voss in 1802.\nboxed\nTerms\nboxed\nAnna Voss in 1802."
+    assert [h for _, h in page.headings] == ["Terms"]
     strict = files.docx(files.paragraph("Head", "Heading1"))
     with zipfile.ZipFile(io.BytesIO(strict)) as archive:
         xml = archive.read("word/document.xml")
@@ -431,6 +464,12 @@ def test_hyphens_at_line_ends(found: str, text: str) -> None:
     assert _mended(found) == text
 
 
+def test_long_words_of_a_pdf_take_no_longer() -> None:
+    begun = time.process_time()
+    _mended("a" * 200_000 + "\ufffe" + "b" * 200_000)
+    assert time.process_time() - begun < 2  # it took minutes
+
+
 def test_a_sentence_that_is_cut_is_cut_between_words() -> None:
     text = "characters " * 1000
     first, last = Page(text).sentence(5500, 5510)
@@ -482,11 +521,6 @@ def test_word_headings_are_of_their_own_paragraph() -> None:
     body += paragraph("Now a heading", '<w:pStyle w:val="Heading2"/>' + was.format("Normal"))
     (page,) = parse_document("x.docx", files.docx(body), ".docx").pages
     assert [h for _, h in page.headings] == ["Now a heading"]
-
-
-SPACES = files.docx(
-    f"<w:tbl><w:tr><w:tc><w:p><w:r><w:t xml:space='preserve'>a{' ' * 160_000}b</w:t></w:r></w:p></w:tc></w:tr></w:tbl>"
-)
 
 
 @pytest.mark.parametrize(
@@ -563,6 +597,8 @@ def test_tables_as_spreadsheets_write_them() -> None:
     open_quote = parse_document("d", b'a,b\n1,2\n3,"four\n5,6\n', ".csv")
     assert open_quote.notes == ("a quote in line 3 is never closed: all from there is one record",)
     assert parse_document("d", b'a,b\n1,2\n5" pipe,"six\n7"\n3,4" pipe\n', ".csv").notes == ()
+    empty = parse_document("d", b";;\r\nname;age\r\n;\r\nAnna;3\r\n", ".csv").pages
+    assert [(p.number, p.label, p.text) for p in empty] == [(4, "Anna", "name: Anna.\nage: 3")]
 
 
 def test_json_values_are_told_as_json_says_them() -> None:

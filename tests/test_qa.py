@@ -2,6 +2,7 @@
 
 import math
 import threading
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import thinbert
 from thinbert.api import Model
 from thinbert.errors import InputError
 from thinbert.model.tokenizer import Tokens
@@ -201,6 +203,29 @@ def test_answers_are_slices(tiny_model: Model, text: str) -> None:
     for a in r.answers:
         assert text[a.start : a.end] == a.text
         assert a.text.strip() == a.text != ""
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_tokens_stand_where_they_say(text: str) -> None:
+    """Each known token is what the text has between its ends, but for case, accents and width."""
+    model = thinbert.load("default")
+    words = {number: word for word, number in model.tokenizer.vocabulary().items()}
+    tokens = model.tokenizer(text)
+    known = 0
+    for number, start, end in zip(tokens.ids.tolist(), tokens.starts.tolist(), tokens.ends.tolist(), strict=True):
+        if words[number] != "[UNK]":
+            plain = unicodedata.normalize("NFD", text[start:end].lower())
+            plain = "".join(c for c in plain if not unicodedata.combining(c) and unicodedata.category(c) != "Cf")
+            assert plain == words[number].removeprefix("##")
+            known += 1
+    assert known > len(tokens) // 2
+
+
+def test_answers_end_after_their_accents(tiny_model: Model) -> None:
+    text = "de\u0301compose\u0301 e\u0301\u0323 by Andre\u0301"
+    for answer in tiny_model.read("who is the composer", [text], n_best=50).answers:
+        assert not unicodedata.combining((text + "x")[answer.end])
+        assert text[answer.start : answer.end] == answer.text
 
 
 @pytest.mark.parametrize("words", [0, 1, 511, 5_000, 200_000])

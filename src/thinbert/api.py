@@ -53,6 +53,10 @@ def load(
     """
     if precision not in ("int8", "float32"):
         raise InputError(f"precision {precision!r}; thinbert computes in int8 or float32")
+    if precision == "float32" and threads is not None:
+        raise InputError(
+            "threads are the engine's; float32 is computed by NumPy, whose OPENBLAS_NUM_THREADS says how many"
+        )
     checkpoint = read_checkpoint(model, revision=revision, token=token)
     tokenizer = read_tokenizer(checkpoint.folder, vocabulary=checkpoint.config.vocabulary)
     if precision == "float32":

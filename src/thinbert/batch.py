@@ -24,7 +24,7 @@ from thinbert import __version__
 from thinbert.api import Model
 from thinbert.corpus.ask import Found
 from thinbert.corpus.pages import is_text
-from thinbert.corpus.readers import delimiter_of
+from thinbert.corpus.readers import delimiter_of, delimiter_said
 from thinbert.errors import InputError, some
 from thinbert.files import lock, write_atomic
 from thinbert.show import speaks_unicode
@@ -341,14 +341,17 @@ def _rows(source: str, file: IO[bytes]) -> Iterator[Mapping[str, Any] | str]:
     csv.field_size_limit(1 << 30)
     with _open(source) as beginning:
         header = beginning.readline(1 << 16).decode("utf-8-sig", "replace")
+    said = delimiter_said(header)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        rows = csv.DictReader(text, strict=True, delimiter=delimiter_of(header))
+        if said:
+            text.readline()
+        rows = csv.DictReader(text, strict=True, delimiter=said or delimiter_of(header))
         names = list(rows.fieldnames or ())
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(f"{source}: two columns are named {twice[0]!r}; rename one")
         for row in rows:
             if row.pop(None, None) is not None:  # where what is over goes
-                yield f"line {rows.line_num} has more columns than the header"
+                yield f"line {rows.line_num + bool(said)} has more columns than the header"
             else:
                 yield {name: value for name, value in row.items() if value is not None}
 

@@ -344,7 +344,8 @@ def _batch(
         nonlocal first_error
         first_error = first_error or error
 
-    with progress.counting("records") as count, _kept(f"{out}.partial" if out != "-" else None):
+    again = out != "-" and source != "-"  # what was read and what was written can be had again
+    with progress.counting("records") as count, _kept(f"{out}.partial" if again else None):
         counts = batch.run(
             source,
             out,
@@ -365,7 +366,7 @@ def _batch(
     else:
         errors = f", {counts['errors']} with errors" if counts["errors"] else ""
         rate = f"{counts['now']} in {seconds:.1f} s, {counts['now'] / max(seconds, 1e-9):.1f} a second"
-        where = f"in {out}" if counts["done"] > counts["errors"] or out == "-" else "; nothing is written"
+        where = "; nothing is written" if out != "-" and 0 < counts["done"] == counts["errors"] else f"in {out}"
         print(f"{show.count(counts['done'], 'record')}{errors} ({rate}) {where}", file=sys.stderr)
         if first_error:
             print(f"the first: {show.one_line(first_error)}", file=sys.stderr)
@@ -507,7 +508,7 @@ def _evaluate(
     max_length, stride = loaded.window_size(max_length, stride)
     threshold = threshold_of(loaded) if threshold is None else threshold
     settings = Settings(max_answer_tokens or MAX_ANSWER_TOKENS, max_length, stride, N_BEST, precision)
-    with progress.counting("questions") as count, _kept(None if out is None else str(out)):
+    with progress.counting("questions") as count, _kept(str(out)):
         scores = evaluate(loaded, dataset, out, settings, threshold=threshold, limit=limit, progress=count)
     if as_json:
         show.print_json({"model": model, "data": str(data), "out": str(out), **scores})
@@ -595,7 +596,9 @@ def _score(
     na_prob: Annotated[
         Path | None, typer.Option(help="JSON object: id -> probability of no answer (SQuAD 2.0).")
     ] = None,
-    na_prob_thresh: Annotated[float, typer.Option(help="Predict no answer where the probability is greater.")] = 1.0,
+    na_prob_thresh: Annotated[
+        float | None, typer.Option(help="Predict no answer where the probability is greater. (default: 1)")
+    ] = None,
 ) -> None:
     """Score a predictions file as the official SQuAD script for that data does, digit for digit, and print its JSON."""
     from thinbert.errors import InputError
@@ -608,8 +611,9 @@ def _score(
     if odd is not None:
         raise InputError(f"{predictions}: the prediction for {odd!r} is not a string")
     if not dataset.may_be_unanswerable:
-        if na_prob is not None:
-            raise InputError(f"{data} has no unanswerable questions, so --na-prob has no meaning for it")
+        for option, value in (("--na-prob", na_prob), ("--na-prob-thresh", na_prob_thresh)):
+            if value is not None:
+                raise InputError(f"{data} has no unanswerable questions, so {option} has no meaning for it")
         missing = sum(q.id not in answers for q in dataset.questions)
         if missing:
             print(f"thinbert: {missing} questions have no prediction and score 0", file=sys.stderr)
@@ -621,7 +625,9 @@ def _score(
         odd = next((q for q, p in probabilities.items() if isinstance(p, bool) or not isinstance(p, int | float)), None)
         if odd is not None:
             raise InputError(f"{na_prob}: the probability for {odd!r} is not a number")
-    show.print_json(score_v2(dataset.golds, answers, probabilities, threshold=na_prob_thresh))
+    show.print_json(
+        score_v2(dataset.golds, answers, probabilities, threshold=1.0 if na_prob_thresh is None else na_prob_thresh)
+    )
 
 
 @app.command("inspect")

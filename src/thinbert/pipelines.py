@@ -359,26 +359,14 @@ class TextClassificationPipeline:
 
     def _result(self, logits: Array, options: dict[str, Any]) -> Any:
         names = classify.class_names(self.model, len(logits))
-        function = options.get("function_to_apply") or _function(self.model.config.problem, len(names))
+        function = options.get("function_to_apply") or None
         function = function.lower() if isinstance(function, str) else function
-        if function == "softmax":
-            scores = classify.softmax(logits)
-        elif function == "sigmoid":
-            scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
-        elif function == "none":
-            scores = logits.astype(np.float64)
-        else:
+        if function is not None and function not in classify.FUNCTIONS:
             raise InputError(f"function_to_apply is {function!r}; expected softmax, sigmoid or none")
+        scores = classify.scores_of(self.model, logits, function)
         ranked = sorted(zip(names, scores.tolist(), strict=True), key=lambda pair: -pair[1])
         rows = [{"label": name, "score": value} for name, value in ranked]
         return rows[: options["top_k"]] if "top_k" in options else rows[0]
-
-
-def _function(problem: str | None, classes: int) -> str:
-    """What makes scores of logits where nobody says, as in transformers."""
-    if problem == "regression":
-        return "none"
-    return "sigmoid" if problem == "multi_label_classification" or classes == 1 else "softmax"
 
 
 def _pair(item: Any) -> tuple[str, str | None]:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from thinbert.corpus.pages import BLOCKS, Page, is_text
 from thinbert.errors import InputError
 from thinbert.tasks import qa
 from thinbert.tasks.calibration import log_odds
-from thinbert.tasks.metrics import normalize
 from thinbert.tasks.qa import Answer, Reading
 
 READ = 20  # passages that are read for a question
@@ -23,6 +23,8 @@ _CANDIDATES_PER_ANSWER = 60
 # than for the best. Fitted with the bundled model on held-out articles by tools/fit_ranking.py (docs/log.md): between
 # where the top answer is right most often, and where probabilities rank all answers best.
 RETRIEVAL = 5.0
+_AROUND = " \t\"'“”‘’«»()[]{}:;!?…"  # what may stand around an answer without being of it
+_ARTICLE = re.compile(r"(?:an?|the) ")
 _FARTHEST = 700.0  # log odds past which exp has no float64
 
 
@@ -180,7 +182,7 @@ def _distinct(candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, float,
         text = candidate.answer.text
         if not any(map(str.isalnum, text)):
             continue  # punctuation
-        words = normalize(text) or text.casefold()  # an article alone: a grade, a vitamin
+        words = _words(text)
         on_page = taken.setdefault((place.file, place.page), [])
         over = [known for other, known in on_page if place.start < other.end and other.start < place.end]
         if over and words not in over:
@@ -192,6 +194,14 @@ def _distinct(candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, float,
                 also.append(place)
         found[words] = best, score + candidate.score, also
     return sorted(found.values(), key=lambda answer: -answer[1])
+
+
+def _words(text: str) -> str:
+    """What makes two answers one: case, an article before them and punctuation around them do not tell them apart. All
+    else does: 1.5 is not 15, nor C++ C."""
+    words = " ".join(text.casefold().split()).lstrip(_AROUND).rstrip(_AROUND + ".,")
+    found = _ARTICLE.match(words)
+    return words[found.end() :] if found else words
 
 
 def _cite(

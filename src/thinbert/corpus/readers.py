@@ -78,14 +78,17 @@ def decode(content: bytes) -> str:
         ) from None
 
 
+# What HTML begins with, after an XML declaration and comments.
+_HTML = re.compile(rb"(?i)(?:\s+|<\?xml[^>]*>|<!--.*?-->)*+<(?:!doctype\s+html|(?:html|head|body)[\s>])", re.DOTALL)
+
+
 def kind_of(content: bytes) -> str:
     """The suffix of content that has no name: of PDF, HTML or Word, else none, for text."""
     if content.startswith(b"%PDF-"):
         return ".pdf"
     if content.startswith(b"PK\x03\x04"):
         return ".docx"
-    beginning = content[:1000].removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    return ".html" if beginning.startswith((b"<!doctype html", b"<html")) else ""
+    return ".html" if _HTML.match(content[:4000].removeprefix(codecs.BOM_UTF8)) else ""
 
 
 def read_text(content: bytes) -> Read:
@@ -315,14 +318,14 @@ def _mended(text: str) -> str:
     """PDFium's text with plain line ends. It marks hyphens before them with U+FFFE or U+0002: those that only the
     line's end brought go, those of names, numbers and words with a hyphen elsewhere on the page stay."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    with_hyphens = set(re.findall(r"\w+-\w+", text.lower()))
+    with_hyphens = set(re.findall(r"(?<!\w)\w+-\w+", text.lower()))
 
     def joined(found: re.Match[str]) -> str:
         left, right = found.groups()
         of_names = right[0].isdigit() or (right[0].isupper() and not left.isupper())
         return f"{left}-{right}" if of_names or f"{left}-{right}".lower() in with_hyphens else left + right
 
-    text = re.sub(r"(\w+)[\ufffe\x02]\n?(\w+)", joined, text)
+    text = re.sub(r"(?<!\w)(\w+)[\ufffe\x02]\n?(\w+)", joined, text)
     text = re.sub(r"(?<=\d-)\n(?=\d)", "", text)
     return re.sub("[\ufffe\x02]\n?", "", text).replace("\0", "")
 
@@ -395,6 +398,7 @@ class _Body:
         self._line: list[str] = []
         self._style = ""
         self._tables = self._depth = 0
+        self._around: list[tuple[list[str], str, int]] = []  # what was begun where a box of text stands
         self._elsewhere = 0  # depth of the element whose text stands elsewhere too
         self._in_text = self._in_properties = self._in_change = False
 
@@ -425,6 +429,9 @@ class _Body:
                 self._in_change = True
             case "pStyle" if not self._in_change:
                 self._style = attributes.get(f"{_W}val", attributes.get(f"{_STRICT}val", ""))
+            case "txbxContent":  # a box of text, told before the paragraph it hangs on
+                self._around.append((self._line, self._style, self._tables))
+                self._line, self._style, self._tables = [], "", 0
             case "tbl":
                 self._tables += 1
             case "tab" if not self._in_properties:  # there it is where tabs stand, not one
@@ -446,6 +453,9 @@ class _Body:
                 self._in_properties = False
             case "pPrChange":
                 self._in_change = False
+            case "txbxContent":
+                self._flush(False)
+                self._line, self._style, self._tables = self._around.pop()
             case "tbl":
                 self._tables -= 1
             case "p":
@@ -478,6 +488,8 @@ class _Body:
 _TEXT_FIELDS = ("text", "content", "body", "context", "passage", "document")
 _NUMBERS = ("id", "_id")  # told only where there is no text
 _NAME_FIELDS = ("id", "_id", "title", "name", "url", "file")
+_EMPTY = ' \t\r\n,;|"'  # of what lines of empty cells are made
+_QUOTED = re.compile(r'"(?:[^"]|"")*+"(?=[\t\r\n]|\Z)')
 _SEPARATOR = re.compile(r"sep=(.)[\r\n]*", re.IGNORECASE)  # what spreadsheets write in the first line
 
 
@@ -505,9 +517,11 @@ def read_csv(content: bytes, delimiter: str | None = None) -> Read:
     text = decode(content)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     lines = _Lines(text)
-    first = next((line for line in _Lines(text[: 1 << 16]) if line.strip()), "")
-    said = _SEPARATOR.fullmatch(first)
-    rows = csv.reader(lines, delimiter=said[1] if said else delimiter or delimiter_of(first))
+    first = next((line for line in _Lines(text[: 1 << 16]) if line.strip(_EMPTY)), "")
+    said = delimiter_said(first)
+    delimiter = said or delimiter or delimiter_of(first)
+    plain = delimiter == "\t" and not _quotes_enclose(text)
+    rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
     pages = _Records("CSV")
     header: list[str] = []
     began, quotes = 0, 0  # the row: its first line, and the quotes before it
@@ -516,18 +530,18 @@ def read_csv(content: bytes, delimiter: str | None = None) -> Read:
         try:
             row = next(rows)
         except StopIteration:
-            if rows.line_num > began and (lines.quotes - quotes) % 2:
+            if rows.line_num > began and (lines.quotes - quotes) % 2 and not plain:
                 pages.notes.append(f"a quote in line {began} is never closed: all from there is one record")
             break
         except csv.Error:
             pages.bad.append(before[0])
             continue
         began, quotes = before
-        if not row:
+        if not any(value.strip() for value in row):
             continue
         if not header:
             if said:
-                said = None
+                said = ""
             else:
                 header = _unlike([name.strip() or f"column {n}" for n, name in enumerate(row, 1)])
             continue
@@ -537,6 +551,19 @@ def read_csv(content: bytes, delimiter: str | None = None) -> Read:
         if not pages.add(Page(_record(fields), number=began, label=label)):
             break
     return pages.read()
+
+
+def _quotes_enclose(text: str) -> bool:
+    """Whether every quote that begins a field between tabs has one that ends it: spreadsheets write fields so; in other
+    files quotes are part of the text."""
+    end = 0
+    for quote in re.finditer(r'(?<![^\t\r\n])"', text):
+        if quote.start() >= end:
+            field = _QUOTED.match(text, quote.start())
+            if not field:
+                return False
+            end = field.end()
+    return True
 
 
 class _Lines:
@@ -573,6 +600,12 @@ def read_json(content: bytes) -> Read:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError("is not SQuAD JSON (data, paragraphs, context); of JSON, that and .jsonl are read") from None
     return Read(tuple(pages))
+
+
+def delimiter_said(line: str) -> str:
+    """What a spreadsheet's own first line says stands between columns; nothing where it is no such line."""
+    found = _SEPARATOR.fullmatch(line)
+    return found[1] if found else ""
 
 
 def delimiter_of(header: str) -> str:

@@ -1,7 +1,7 @@
 """Sentence classification: texts to tokens, logits to classes, and the evaluation of a model on labelled data."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +64,27 @@ def logits(model: Model, texts: Iterable[tuple[str, str | None]], *, max_length:
         yield from rows
 
 
-def softmax(values: Array) -> NDArray[np.float64]:
-    e = np.exp(values.astype(np.float64) - values.max())
+def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    e = np.exp(values - values.max())
     return np.asarray(e / e.sum())
+
+
+# What makes scores of logits, by the names that transformers has for it.
+FUNCTIONS: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "softmax": _softmax,
+    "sigmoid": lambda values: 1 / (1 + np.exp(-values)),
+    "none": lambda values: values,
+}
+
+
+def scores_of(model: Model, logits: Array, function: str | None = None) -> NDArray[np.float64]:
+    """Scores of a text's classes: by one of FUNCTIONS, else as transformers chooses, by the model's problem_type and
+    the number of classes."""
+    if function is None:
+        problem = model.config.problem
+        several = problem == "multi_label_classification" or len(logits) == 1
+        function = "none" if problem == "regression" else "sigmoid" if several else "softmax"
+    return FUNCTIONS[function](logits.astype(np.float64))
 
 
 def class_names(model: Model, count: int) -> tuple[str, ...]:
@@ -75,10 +93,10 @@ def class_names(model: Model, count: int) -> tuple[str, ...]:
 
 
 def best_class(model: Model, logits: Array) -> tuple[str, float]:
-    """The likeliest class of a text, and its probability."""
-    shares = softmax(logits)
-    best = int(shares.argmax())
-    return class_names(model, len(shares))[best], float(shares[best])
+    """The class of a text with the highest score, and that."""
+    scores = scores_of(model, logits)
+    best = int(scores.argmax())
+    return class_names(model, len(scores))[best], float(scores[best])
 
 
 def evaluate(

@@ -4,6 +4,7 @@ The one span decoder of the project. `thinbert.api`, `thinbert.pipelines`, evalu
 """
 
 import math
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -194,15 +195,22 @@ class Collector:
         ranked = sorted(self._spans.items(), key=lambda item: (-item[1], item[0]))[: self.n_best]
         answers = tuple(
             Answer(
-                text=contexts[context][start:end],
+                text=contexts[context][start : (last := _with_marks(contexts[context], end))],
                 start=start,
-                end=end,
+                end=last,
                 score=math.exp(score - self._log_total) * (1 - no_answer),
                 context=context,
             )
             for (context, start, end), score in ranked
         )
         return Reading(answers, no_answer, self.threshold)
+
+
+def _with_marks(text: str, end: int) -> int:
+    """Where a character ends: after its accents, which a tokenizer that strips them leaves out."""
+    while end < len(text) and unicodedata.combining(text[end]):
+        end += 1
+    return end
 
 
 def _sigmoid(x: float) -> float:
