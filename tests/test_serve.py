@@ -911,6 +911,34 @@ def test_heads_end(tmp_path: Path) -> None:
     assert server.stop() == 0
 
 
+def test_bodies_that_were_not_waited_for_end_too(tmp_path: Path) -> None:
+    """A request that is refused before its body came does not keep its connection for good."""
+    server = Running(tmp_path, "--timeout", "1", "--api-key", "secret")
+    begun = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as s:
+        s.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+        assert s.recv(1 << 16).startswith(b"HTTP/1.1 401 ")
+        s.sendall(b"x")
+        s.makefile("rb").read()  # to the end: the connection is closed
+    assert time.perf_counter() - begun < 15
+    with httpx.Client(base_url=server.url, timeout=30) as one:  # and where it comes, the connection goes on
+        answers = [one.post("/predict", content=b"x" * 1000) for _ in range(3)]
+        time.sleep(1.5)
+        answers.append(one.get("/healthz"))
+    assert [a.status_code for a in answers] == [401, 401, 401, 200]
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/default/infer"])
+def test_clients_that_hang_up_in_the_middle_of_their_body(server: Running, path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{"
+    with socket.create_connection(("127.0.0.1", server.port)) as s:
+        s.sendall(head.encode())
+        time.sleep(0.2)
+    route = path.replace("default", "{name}")
+    until(lambda: f'thinbert_requests_total{{route="{route}",status="499"}}' in server.metrics())
+
+
 def test_bodies_under_way_are_counted(tmp_path: Path) -> None:
     server = Running(tmp_path, "--max-waiting", "2")
     head = (

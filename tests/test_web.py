@@ -145,6 +145,29 @@ def test_documents_are_added_asked_opened_and_removed(page: Any, tmp_path: Path)
     page.get_by_label("Close").click()
     page.get_by_role("button", name="Remove mill _b_.pdf").click()
     page.get_by_text("None yet.").wait_for()
+    assert page.evaluate("document.activeElement.id") == "files"  # and not lost with the button
+
+
+def test_files_that_are_added_while_others_are_sent(page: Any, tmp_path: Path) -> None:
+    """What becomes of the first is not lost."""
+    held: list[Any] = []
+
+    def first_held(route: Any) -> None:
+        if route.request.method == "POST" and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/v1/documents", first_held)
+    for name, content in (("broken.pdf", b"%PDF-1.7 broken"), ("mill.txt", b"Anna Voss built the mill.")):
+        (tmp_path / name).write_bytes(content)
+        page.locator("#files").set_input_files(tmp_path / name)
+    while not held:
+        page.wait_for_timeout(50)
+    held[0].continue_()
+    page.get_by_text("mill.txt added.").wait_for()
+    assert page.locator("#list .name").all_inner_texts() == ["mill.txt"]
+    assert "broken.pdf: " in page.locator("#uploads .fault").inner_text()
 
 
 def test_dropped_files_are_added(page: Any) -> None:

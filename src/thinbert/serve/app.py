@@ -13,11 +13,12 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from thinbert import __version__
 from thinbert.api import Model
 from thinbert.errors import Error
-from thinbert.serve import documents, inference
+from thinbert.serve import documents, inference, protocol
 from thinbert.serve.library import Library
 from thinbert.serve.limits import Guard
 from thinbert.serve.server import Server, Settings
@@ -93,8 +94,15 @@ def create_app(
     for routes in (_health(server), _web()):
         app.include_router(routes)
 
+    @app.exception_handler(ClientDisconnect)
+    def gone(request: Request, e: ClientDisconnect) -> JSONResponse:
+        """In the middle of its body: for the log, as nobody reads it."""
+        return JSONResponse({"error": "the client has gone"}, 499)
+
     @app.exception_handler(StarletteHTTPException)
     async def failed(request: Request, e: StarletteHTTPException) -> JSONResponse:
+        if isinstance(e.__cause__, ClientDisconnect):
+            return gone(request, e.__cause__)
         if e.status_code == 400 and e.__cause__ is not None and "json" in request.headers.get("content-type", ""):
             # what FastAPI says where it is not the grammar that fails, but the encoding, the depth or a number
             return JSONResponse({"error": f"not JSON that can be read: {e.__cause__}"}, 422)
@@ -133,7 +141,11 @@ def create_app(
     )
     if settings.origins:  # outermost: browsers ask it first, without a key
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", protocol.HEADER],
         )
     return app
 

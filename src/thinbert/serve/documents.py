@@ -61,7 +61,7 @@ def routes(server: Server) -> APIRouter:
     @api.post("/documents", summary="Add files", status_code=201)
     async def upload(request: Request, response: Response, files: Annotated[list[UploadFile], File()]) -> Any:
         held = library()
-        added, refused, failure = [], [], HTTPException(422)
+        added, refused, failure, ended = [], [], HTTPException(422), False
         for sent in files:
             # the client says what its bytes mean, and they need not be text
             name = (sent.filename or "document").encode(errors="replace").decode()
@@ -72,10 +72,13 @@ def routes(server: Server) -> APIRouter:
                 return asdict(entry) | {"new": new}
 
             try:
-                added.append(await server.compute(request, store, changes=True))
+                if not ended:
+                    added.append(await server.compute(request, store, changes=True))
+                    continue
             except HTTPException as e:  # what was added before it is added, and said
                 failure = e
-                refused.append({"name": name, "error": e.detail})
+                ended = e.status_code in (499, 503)  # the client, the server, or who else writes: the others fare alike
+            refused.append({"name": name, "error": failure.detail})
         if not added:
             response.status_code = failure.status_code
             response.headers.update(failure.headers or {})

@@ -11,7 +11,8 @@ MOST = 1 << 16  # bytes of a request that are no body; a read may bring some mor
 
 
 class Heads(HttpToolsProtocol):
-    """uvicorn's protocol, less requests whose heads do not end within MOST bytes or `patience` seconds."""
+    """uvicorn's protocol, less requests whose heads do not end within MOST bytes or `patience` seconds, and those that
+    were answered before they ended, if they do not end so soon after."""
 
     def __init__(self, *args: Any, patience: float, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -47,7 +48,14 @@ class Heads(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._since, self._in_head = 0, True
+        self._stop()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._in_head and not self.transport.is_closing():  # nobody reads the rest of its body
+            self._stop()
+            self._timer = self.loop.call_later(self._patience, self.transport.close)
 
     def _wait(self) -> None:
         late = f"a request's headers did not come within {self._patience:g} seconds"

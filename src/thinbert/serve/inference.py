@@ -120,7 +120,7 @@ def routes(server: Server) -> APIRouter:
 
 def open_inference(server: Server) -> APIRouter:
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
-    header = "Inference-Header-Content-Length"
+    header = protocol.HEADER
     some_name, some_model = next(iter(server.models.items()))
     Name = Annotated[str, Path(examples=[some_name])]
 

@@ -139,6 +139,7 @@ class Library:
             UnknownDocumentError: no such document.
             InputError: it is no upload.
             BusyError: another process is writing to the index; nothing was removed.
+            StorageError: the file cannot be removed; it stays indexed.
         """
         with self._change:
             file = self._file(number)
@@ -146,9 +147,11 @@ class Library:
                 raise InputError("is no upload: it belongs to a folder that was indexed, and goes with its file there")
             with self.corpus.writer() as writer:
                 writer.remove(file.path)
+                try:  # before another process may look: what is stored and not indexed it would take for an addition
+                    Path(file.path).unlink(missing_ok=True)
+                except OSError as e:
+                    raise StorageError(f"{self.name(file.path)}: cannot be removed: {e.strerror}") from e
                 writer.commit()
-                # before another process may look: what is stored and not indexed it would take for an addition
-                Path(file.path).unlink(missing_ok=True)
             self.corpus.reload()
 
     def page(self, number: str, page: int) -> tuple[Page, tuple[int | None, int | None]]:

@@ -224,7 +224,9 @@ class Guard:
 
 
 def _host_name(host: str) -> str:
-    """Without its port; names are the same in capitals."""
+    """Without its port; names are the same in capitals, and addresses of IPv6 stand in brackets."""
+    if host.count(":") > 1 and not host.startswith("["):
+        return f"[{host}]".lower()
     return (host.rsplit(":", 1)[0] if not host.endswith("]") else host).lower()
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from thinbert.corpus.pages import is_text
 from thinbert.errors import InputError
 
+HEADER = "Inference-Header-Content-Length"  # bytes of the JSON that binary tensors follow
 LARGEST = 1 << 16  # elements of a tensor: a shape is a promise, and memory is made for it
 _DEEPEST = 8
 _NUMBERS = {"FP32": "<f4", "INT64": "<i8"}
@@ -48,9 +49,7 @@ def parse(body: bytes, header_length: str | None) -> Request:
     if header_length is not None:
         digits = header_length.isascii() and header_length.isdecimal() and len(header_length) < 20
         if not digits or int(header_length) > len(body):
-            raise InputError(
-                f"Inference-Header-Content-Length is {header_length[:20]!r}; expected from 0 to the body's {len(body)}"
-            )
+            raise InputError(f"{HEADER} is {header_length[:20]!r}; expected from 0 to the body's {len(body)}")
         length = int(header_length)
     try:
         root = json.loads(body[:length])

@@ -47,6 +47,8 @@ def serve(
     """
     if not host:  # which would be every address there is
         raise InputError("--host is empty; give 127.0.0.1 for this machine alone, or 0.0.0.0 for every address")
+    if "*" in settings.origins:
+        raise InputError("--origin is '*'; name each origin that may ask, as https://example.org")
     sys.setswitchinterval(_SWITCH)
     if not _log.handlers:
         _log.addHandler(logging.StreamHandler(sys.stderr))  # a line of the log is JSON and nothing else
@@ -67,7 +69,7 @@ def serve(
         listening = _listen(host, port)
         stack.callback(listening.close)
         if host in _LOOPBACK:
-            settings = replace(settings, hosts=(*_LOOPBACK, "[::1]", *settings.hosts))
+            settings = replace(settings, hosts=(*_LOOPBACK, *settings.hosts))
         app = create_app(loaded, library, settings)
         shown = f"[{host}]" if ":" in host else host
         _log.info(f"thinbert serves {', '.join(loaded)} at http://{shown}:{listening.getsockname()[1]}")

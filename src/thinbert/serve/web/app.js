@@ -99,7 +99,8 @@ function answers(found, context, milliseconds) {
   });
   if (found.answer === null) {
     const none = make("div", { class: "card none" },
-      make("div", { class: "answer", text: context === undefined ? "No answer in these documents" : "No answer in this text" }),
+      make("div", { class: "answer", text: context !== undefined ? "No answer in this text"
+        : found.passages_read ? "No answer in these documents" : "There are no documents yet: add some below" }),
       make("p", { class: "dim", text: `Probability that there is none: ${percent(found.no_answer)}.` }));
     const nearest = found.rejected
       ? [make("h2", { text: "Nearest candidate, rejected" }), citation(found.rejected, context, true)] : [];
@@ -149,11 +150,15 @@ function chars(text, count) {
 
 // --- the source ------------------------------------------------------------------------------------------------------
 
+let opening = 0; // the last page that was asked for
+
 async function open(c, context, page = c.page) {
-  const own = context !== undefined;
+  const own = context !== undefined, number = ++opening;
   let found = { text: context, label: "", before: null, after: null };
+  $("source-title").textContent = c.file;
   try {
     if (!own) found = await call("GET", `/v1/documents/${c.document}/pages/${page}`);
+    if (number !== opening) return; // closed, or another page, since
     $("source-title").textContent = own ? "Pasted text" : `${c.file}, ${unit(c.file)} ${page}${found.label && found.label !== String(page) ? ` (${found.label})` : ""}`;
     const from = chars(found.text, c.start), to = chars(found.text, c.end);
     const place = found.text.slice(from, to);
@@ -161,6 +166,7 @@ async function open(c, context, page = c.page) {
     else if (place === c.answer) $("page").replaceChildren(found.text.slice(0, from), make("mark", { text: place }), found.text.slice(to));
     else $("page").replaceChildren(make("p", { class: "dim", text: "The page has changed since it was answered from; ask again to see the place." }), found.text);
   } catch (e) {
+    if (number !== opening) return;
     $("page").replaceChildren(fault(e.message));
   }
   $("original").hidden = own || Boolean(key.value); // a plain link cannot carry a key
@@ -177,6 +183,7 @@ async function open(c, context, page = c.page) {
 }
 
 $("close").addEventListener("click", () => $("source").close());
+$("source").addEventListener("close", () => { opening += 1; });
 $("source").addEventListener("click", (event) => event.target === $("source") && $("source").close());
 
 // --- documents -------------------------------------------------------------------------------------------------------
@@ -210,7 +217,8 @@ function entry(d) {
     } catch (e) {
       notice(e.message, true);
     }
-    refresh();
+    await refresh();
+    ($("list").querySelector("button") ?? $("files")).focus(); // the button that had it is gone
   } });
   const notes = d.notes.length ? ` · ${d.notes.join("; ")}` : "";
   return make("li", {}, make("span", { class: "name", text: d.name }), make("span", { class: "dim", text: `${pages}, ${size}${notes}` }),
@@ -221,26 +229,34 @@ function notice(text, bad = false) {
   $("uploads").append(make("p", { class: bad ? "fault" : "dim", role: bad ? "alert" : undefined, text }));
 }
 
-async function upload(files) {
-  $("uploads").replaceChildren();
+let waiting = 0; // files that are not through yet
+let uploads = Promise.resolve();
+
+function upload(files) {
+  if (!waiting) $("uploads").replaceChildren();
   for (const file of files) {
-    const line = make("p", { class: "dim", text: `${file.name} …` });
-    const bar = make("progress", { max: 1, value: 0, "aria-label": `Uploading ${file.name}` });
-    $("uploads").append(line, bar);
-    try {
-      const answer = await send(file, (share) => {
-        bar.value = share;
-        if (share === 1) line.textContent = `${file.name} is being read …`;
-      });
-      line.textContent = answer.added[0].new ? `${file.name} added.` : `${file.name} was there already.`;
-    } catch (e) {
-      line.className = "fault";
-      line.setAttribute("role", "alert");
-      line.textContent = e.message.startsWith(file.name) ? e.message : `${file.name}: ${e.message}`;
-    }
-    bar.remove();
-    await refresh();
+    waiting += 1;
+    uploads = uploads.then(() => add(file)).finally(() => { waiting -= 1; });
   }
+}
+
+async function add(file) {
+  const line = make("p", { class: "dim", text: `${file.name} …` });
+  const bar = make("progress", { max: 1, value: 0, "aria-label": `Uploading ${file.name}` });
+  $("uploads").append(line, bar);
+  try {
+    const answer = await send(file, (share) => {
+      bar.value = share;
+      if (share === 1) line.textContent = `${file.name} is being read …`;
+    });
+    line.textContent = answer.added[0].new ? `${file.name} added.` : `${file.name} was there already.`;
+  } catch (e) {
+    line.className = "fault";
+    line.setAttribute("role", "alert");
+    line.textContent = e.message.startsWith(file.name) ? e.message : `${file.name}: ${e.message}`;
+  }
+  bar.remove();
+  await refresh();
 }
 
 // fetch cannot tell how much was sent; this can.
@@ -268,13 +284,16 @@ $("files").addEventListener("change", (event) => {
   upload([...event.target.files]);
   event.target.value = "";
 });
+const ofFiles = (event) => event.dataTransfer?.types.includes("Files"); // and not of text, which goes into fields
 for (const name of ["dragover", "dragenter"]) {
   document.addEventListener(name, (event) => {
+    if (!ofFiles(event)) return;
     event.preventDefault();
     $("drop").classList.add("over");
   });
 }
 for (const name of ["dragleave", "drop"]) document.addEventListener(name, (event) => {
+  if (!ofFiles(event)) return;
   event.preventDefault();
   if (name === "drop" || !event.relatedTarget) $("drop").classList.remove("over");
 });

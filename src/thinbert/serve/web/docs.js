@@ -7,7 +7,11 @@ const make = (tag, text, ...children) => {
   return element;
 };
 
-const api = await (await fetch("/openapi.json")).json();
+const main = document.querySelector("main");
+const api = await fetch("/openapi.json").then((answer) => answer.json()).catch(() => {
+  main.textContent = "The description of the routes cannot be read: is the server still there?";
+  throw new Error("no openapi.json");
+});
 
 const named = (schema) => (schema?.$ref ? api.components.schemas[schema.$ref.split("/").pop()] : schema);
 
