@@ -1,7 +1,7 @@
 """An upload to pages, in a process of its own with bounded time and memory: what a file does to its reader stays there.
 
-Run as `python -m thinbert.serve.parse NAME SUFFIX SECONDS MEMORY`: bytes on standard input, one JSON object on standard
-output.
+Run as `python -m thinbert.serve.parse NAME SUFFIX SECONDS MEMORY`: bytes on standard input, lines of JSON on standard
+output: notes, or an error; then the pages.
 """
 
 import json
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 from subprocess import DEVNULL, PIPE
@@ -46,18 +46,17 @@ def parse_apart(name: str, content: bytes, suffix: str, *, wanted: Callable[[], 
             child.kill()
         made, _ = told.result()
     try:
-        answer = json.loads(made)
+        answer, *pages = map(json.loads, made.splitlines())  # whole, it would hold up the server's other threads
+        if child.returncode:
+            raise ValueError("cut short")
     except ValueError:
         if child.returncode == -signal.SIGXCPU:
             raise InputError(f"{name}: takes more than {SECONDS} seconds to read; split it") from None
         raise InputError(f"{name}: its reader ended unexpectedly (status {child.returncode})") from None
     if "error" in answer:
         raise InputError(answer["error"])
-    pages = tuple(
-        Page(p["text"], p["number"], p["label"], tuple((at, heading) for at, heading in p["headings"]))
-        for p in answer["pages"]
-    )
-    return Document(name, pages, tuple(answer["notes"]))
+    read = (Page(p["text"], p["number"], p["label"], tuple(map(tuple, p["headings"]))) for p in pages)
+    return Document(name, tuple(read), tuple(answer["notes"]))
 
 
 def main() -> None:
@@ -69,16 +68,16 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         document = parse_document(name, sys.stdin.buffer.read(), suffix)
-        answer = _said(pages=[asdict(p) for p in document.pages], notes=document.notes)
+        answer = b"".join(map(_line, [{"notes": document.notes}, *map(asdict, document.pages)]))
     except InputError as e:
-        answer = _said(error=str(e))
+        answer = _line({"error": str(e)})
     except MemoryError:
-        answer = _said(error=f"{name}: takes more than {memory / (1 << 30):.1f} GB to read; split it")
+        answer = _line({"error": f"{name}: takes more than {memory / (1 << 30):.1f} GB to read; split it"})
     sys.stdout.buffer.write(answer)
 
 
-def _said(**what: object) -> bytes:
-    return json.dumps(what).encode()
+def _line(what: Mapping[str, object]) -> bytes:
+    return json.dumps(what, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 if __name__ == "__main__":
