@@ -1,9 +1,9 @@
 // Tokens live in vectors of 16; every sequence begins a new vector, so that no vector holds two and the only padding is the
 // rest of a sequence's last vector. Each thread has a run of vectors and carries them through all layers in tiles of up to
 // kMaxVectors; threads meet once a layer, when all keys and values are there. A thread that is done takes tiles of one that
-// is slower, or has lost its core. Where what does not fill whole tiles for all threads is at most one tile, that is shared:
-// each thread takes some of the heads and rows of every product. A classifier reads first tokens alone: its last layer computes the keys
-// and values of all, and the rest for vectors of 16 first tokens, in shared tiles.
+// is slower, or has lost its core. Where what does not fill whole tiles for all threads is at most one tile, that is
+// shared: each thread takes some of the heads and rows of every product. A classifier reads first tokens alone: its last
+// layer computes the keys and values of all, and the rest for vectors of 16 first tokens, in shared tiles.
 #include "encoder.h"
 
 #include <algorithm>
