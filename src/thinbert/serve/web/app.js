@@ -97,10 +97,12 @@ function answers(found, context, milliseconds) {
     text: `${found.passages_read} ${found.passages_read === 1 ? "passage" : "passages"} read in ` +
       `${Math.round(1000 * found.seconds)} ms (${Math.round(milliseconds)} ms with the way here)`,
   });
+  if (context === undefined && !found.passages_read) {
+    return [make("div", { class: "card none" }, make("div", { class: "answer", text: "There are no documents yet: add some below" }))];
+  }
   if (found.answer === null) {
     const none = make("div", { class: "card none" },
-      make("div", { class: "answer", text: context !== undefined ? "No answer in this text"
-        : found.passages_read ? "No answer in these documents" : "There are no documents yet: add some below" }),
+      make("div", { class: "answer", text: context === undefined ? "No answer in these documents" : "No answer in this text" }),
       make("p", { class: "dim", text: `Probability that there is none: ${percent(found.no_answer)}.` }));
     const nearest = found.rejected
       ? [make("h2", { text: "Nearest candidate, rejected" }), citation(found.rejected, context, true)] : [];
