@@ -242,6 +242,24 @@ def test_a_model_as_it_is_keeps_its_calibration(data: Path, base: Path, tmp_path
     assert not any(line.startswith("kept: probabilities") for line in said)
 
 
+def test_a_model_is_not_calibrated_on_top_of_what_it_was(data: Path, base: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(
+        "minilm-squad-1x4-80",
+        "smoke",
+        changes=changes_of("minilm-squad-1x4-80", base) | {"stages.pruned.passes": "10", "stages.pruned.rate": "1e-3"},
+    )
+    run.run(place_of(recipe, data, tmp_path / "run"))
+    made = tmp_path / "run" / "seed-0" / "pruned" / "model"
+    stage = (
+        f"name: again, task: squad1, model: {made}, passes: 0, tokens: 400, rate: 1.0e-4, max_length: 48, stride: 16, "
+        f"unanswerable: {recipe.stage('pruned').unanswerable}, hold_out: {recipe.stage('pruned').hold_out}"
+    )
+    run.run(place_of(recipe_of(tmp_path, base, stage), data, tmp_path / "again"))
+    first, again = (read_checkpoint(f).config for f in (made, tmp_path / "again" / "seed-0" / "again" / "model"))
+    assert again.no_answer_calibration == pytest.approx(first.no_answer_calibration, rel=0.02) != (1.0, 0.0)
+    assert again.no_answer_threshold == pytest.approx(first.no_answer_threshold, rel=0.02)
+
+
 def test_what_is_held_out_was_never_learnt(data: Path, base: Path, tmp_path: Path) -> None:
     held = "unanswerable: 1.0, hold_out: 0.3"
     with pytest.raises(

@@ -348,7 +348,8 @@ def _stage(place: Place, stage: Stage, seed: int) -> scores.Scores:
     with process.main_process_first():
         objective = _objective(place, stage, model, features, tokenizer, seed)
 
-    as_it_was = stage.passes == 0 and stage.prune is None
+    # what is to be fitted anew must not be fitted on top of what was
+    as_it_was = stage.passes == 0 and stage.prune is None and not stage.hold_out
     if source.config.no_answer_threshold is not None and not as_it_was and not stage.hold_out:
         place.say(
             f"{stage.name}: probabilities of no answer were fitted to {source.name}; give hold_out to fit them anew"
