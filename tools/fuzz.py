@@ -3,8 +3,8 @@
     python tools/fuzz.py [--seconds 60] [--seed 0]
 
 Folders in every stored form (packed, safetensors, both containers of torch) are made here, then a few bytes, numbers or
-lengths of one file are changed. What is read is also run, so that the engine meets whatever the checks let through. A
-failure keeps its folder and says where.
+lengths of one file are changed. What is read is also run, so that the engine meets whatever the checks let through; it
+may refuse its inputs then, or numbers that overflow. A failure keeps its folder and says where.
 """
 
 import argparse
@@ -77,6 +77,24 @@ def swap_numbers(content: bytearray, random: Random) -> bytearray:
 CHANGES: tuple[Callable[[bytearray, Random], bytearray], ...] = (flip_bytes, cut, swap_numbers)
 
 
+def try_out(folder: Path) -> str:
+    """What becomes of a model folder: refused, read, or read and then stopped by one of our errors."""
+    ids, types, lengths = tiny.ragged([9, 3])
+    try:
+        if folder.name == "packed":
+            model = thinbert.load(folder, threads=2)
+        else:
+            model = thinbert.load(folder, precision="float32")
+    except thinbert.ModelError:
+        return "refused"
+    try:
+        model.forward(ids, types, lengths)
+        model.read("who is the", ["the tower in paris"])
+    except thinbert.Error:
+        return "stopped"
+    return "read"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
@@ -86,12 +104,14 @@ def main() -> None:
     random = Random(args.seed)
     root = Path(tempfile.mkdtemp(prefix="thinbert-fuzz-"))
     originals = folders(root)
-    ids, types, lengths = tiny.ragged([9, 3])
-    counts = {"read": 0, "refused": 0}
+    for original in originals:
+        if (found := try_out(original)) != "read":
+            raise SystemExit(f"{original.name}: {found} before anything was broken; nothing was tried")
+    counts = {o.name: dict.fromkeys(("read", "stopped", "refused"), 0) for o in originals}
     deadline = time.monotonic() + args.seconds
     while time.monotonic() < deadline:
         original = originals[random.randint(len(originals))]
-        target = root / "case"
+        target = root / "case" / original.name
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(original, target)
         files = sorted(target.iterdir())
@@ -99,15 +119,9 @@ def main() -> None:
         change = CHANGES[random.randint(len(CHANGES))]
         file.write_bytes(change(bytearray(file.read_bytes()), random))
         try:
-            precision = "int8" if original.name == "packed" else "float32"
-            model = thinbert.load(target, precision=precision, threads=2)
-            model.forward(ids, types, lengths)
-            model.read("who is the", ["the tower in paris"])
-            counts["read"] += 1
-        except thinbert.Error:
-            counts["refused"] += 1
+            counts[original.name][try_out(target)] += 1
         except Exception:
-            kept = Path(tempfile.mkdtemp(prefix="thinbert-fuzz-failure-")) / "model"
+            kept = Path(tempfile.mkdtemp(prefix="thinbert-fuzz-failure-")) / original.name
             shutil.copytree(target, kept)
             print(f"{change.__name__} of {file.name} in {original.name}: kept in {kept}", file=sys.stderr)
             raise
