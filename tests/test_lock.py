@@ -106,6 +106,16 @@ def test_weights_of_other_layers(tmp_path: Path) -> None:
             assert bool((p[zeros[name]] == 0).all()) == (name not in free), name
 
 
+def test_an_embedding_is_left_alone_where_a_layer_shares_it() -> None:
+    """The decoder of a language model is its table of words, whose row of padding is zero."""
+    table, inner = nn.Embedding(20, 8, padding_idx=0), nn.Linear(8, 8)
+    decoder = nn.Linear(8, 20, bias=False)
+    decoder.weight = table.weight
+    with torch.no_grad():
+        inner.weight[:6] = 0
+    assert lock_pattern(nn.Sequential(table, inner, decoder)).sparsity() == 0.75
+
+
 def test_weights_that_are_computed_cannot_be_locked() -> None:
     model = sparse_model()
     nn.utils.parametrizations.weight_norm(model[0])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thinbert.compress.encoder import Encoder, to_tensors
-from thinbert.files import write_atomic
+from thinbert.files import leftovers, write_atomic
 from thinbert.model.checkpoint import (
     Checkpoint,
     copy_files,
@@ -39,6 +39,8 @@ def write_portable(
         config: fields of config.json that differ from the source's; `thinbert` for our own block.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for file in leftovers(out):
+        file.unlink()
     write_safetensors(out / "model.safetensors", to_tensors(model, heads), {"format": "pt"})
     copy_files(source.folder, out)
     raw = read_json(source.folder / "config.json")

@@ -128,6 +128,8 @@ def _kept(
             for done, rows in ask(first):
                 file.write(np.ascontiguousarray(rows, kind).data)
                 report({"step": done, "of": len(ends)})
+            file.flush()
+            os.fsync(file.fileno())  # before it is said to be whole
         partial.replace(path)
     found, expected = path.stat().st_size, size * int(ends[-1])
     if found != expected:
