@@ -6,7 +6,8 @@
 Every engine classifies the same texts, tokenised by thinbert. Peers run the twin, the same task's dense model: sparsity
 does nothing there. They take texts one by one with all threads, or as many at a time as there are threads, padded to a
 multiple of 16; or in batches of 32 of about the same length, padded to their longest's. Ours is what `thinbert
-evaluate` runs, in the order of the file. The last line of the output is one JSON object.
+evaluate` runs, in the order of the file; it tokenises while it computes, and peers before. The last line of the output
+is one JSON object.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import ENGINES, OURS, Worker, rates, report, turns
+from compare import ENGINES, OURS, Worker, add_threads, rates, report, turns
 
 HERE = Path(__file__).parent
 BATCH, BUCKET = 32, 16
@@ -79,7 +80,7 @@ def worker(args: argparse.Namespace) -> None:
 
     def run() -> np.ndarray:
         if name == OURS:
-            return np.stack(list(classify.logits(model, texts)))
+            return np.stack(list(classify.logits(model, texts, max_length=classify.MAX_LENGTH)))
         return logits_of(engine, how, [classify.encode(model.tokenizer, *text) for text in texts])
 
     run()  # compiles every shape and warms up
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--twin", help="what the peers run; the model itself unless given")
     parser.add_argument("--texts", type=int, default=672)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_threads(parser)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -115,6 +116,8 @@ def main() -> None:
     from thinbert.tasks import classify, glue
 
     data = glue.read_glue(args.data, glue.TASKS[args.task])
+    if args.texts > len(data.examples) - CALIBRATION:
+        parser.error(f"--texts {args.texts}, of {len(data.examples)}: the last {CALIBRATION} are to calibrate with")
     labels = [e.label for e in data.examples[: args.texts]]
     twin = args.twin or args.model
     folder = as_float(twin)

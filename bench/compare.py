@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import PATTERNS, make
+from models import PATTERNS, as_float, make
 
 HERE = Path(__file__).parent
 
@@ -77,15 +78,16 @@ def worker(name: str, model: str, threads: int) -> None:
 
 
 class Worker:
-    """A process that answers each line of JSON with another; its first line describes it."""
+    """A process that answers each line of JSON with another; its first line describes it. What it says of itself is
+    shown where it ends before its time."""
 
     def __init__(self, name: str, command: Sequence[str], threads: int) -> None:
-        self._name = name
+        self._name, self._said = name, tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)},
         )
@@ -107,7 +109,10 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self._name} stopped with exit code {self._process.wait()}")
+            code = self._process.wait()
+            self._said.seek(0)
+            last = self._said.read()[-2000:].decode(errors="replace")
+            raise SystemExit(f"{last}\n{self._name} stopped with exit code {code}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -135,6 +140,12 @@ def rates(answers: dict[str, list[dict[str, Any]]], count: int, unit: str, **sco
         shown = "".join(f"   {score} {value:.2f}" for score, value in own.items())
         print(f"{name:32s} {each:7.1f} {unit}/s ({around}){shown}   ours {ratio:.2f}x", flush=True)
     return rows
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    from thinbert.runtime.engine import choose_threads
+
+    parser.add_argument("--threads", type=int, default=choose_threads(), help="of every engine (%(default)s)")
 
 
 def report(out: Path | None, threads: int, **results: Any) -> None:
@@ -175,7 +186,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128, 384])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_threads(parser)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", choices=list(ENGINES), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -188,11 +199,12 @@ def main() -> None:
     cases = []
     descriptions: dict[str, Any] = {}
     for model in args.models:
-        folder = str(make(model)) if model in PATTERNS else model
-        exact = thinbert.load(folder, precision="float32")
-        rest = ["--models", folder, "--threads", str(args.threads)]
+        ours = str(make(model)) if model in PATTERNS else model
+        theirs = ours if model in PATTERNS else str(as_float(model))
+        exact = thinbert.load(ours, precision="float32")
+        rest = ["--threads", str(args.threads), "--models"]
         workers = {
-            name: Worker(name, [__file__, "--worker", name, *rest], args.threads)
+            name: Worker(name, [__file__, "--worker", name, *rest, ours if name == OURS else theirs], args.threads)
             for name in dict.fromkeys([OURS, *args.engines])
         }
         descriptions |= {name: w.description for name, w in workers.items()}

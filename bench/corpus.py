@@ -6,19 +6,21 @@ Ours is `thinbert ask` over an index in memory. The peer is what people put toge
 English stop words, PyStemmer), and transformers' reader of the same model in float32 for the answer. Both read the
 same number of passages. Its spans are ranked by their logits, which passages share; probabilities within each
 passage, as question-answering pipelines give them, do worse. Questions of both are answered in turns, one by one, as
-a person asks them. F1 of reading the gold paragraph is the ceiling. The peer needs bm25s, PyStemmer, torch and
-transformers.
+a person asks them, each side in a process of its own. F1 of reading the gold paragraph is the ceiling. The peer needs
+bm25s, PyStemmer, torch and transformers.
 """
 
 import argparse
+import json
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import PAUSE, report
+from compare import Worker, add_threads, report
 from models import as_float
 
 RANKS = (1, 5, 10, 20)
@@ -28,7 +30,7 @@ WARM = 20  # questions before the clock
 class Peer:
     """bm25s and a transformers reader."""
 
-    def __init__(self, texts: list[str], folder: Path, threads: int) -> None:
+    def __init__(self, texts: list[str], folder: str, threads: int) -> None:
         import bm25s
         import Stemmer
         import torch
@@ -80,73 +82,113 @@ class Peer:
         return text
 
 
+class Ours:
+    """`thinbert ask` over an index in memory."""
+
+    def __init__(self, texts: list[str], folder: str, threads: int) -> None:
+        import thinbert
+        from thinbert.corpus.ask import ask
+        from thinbert.corpus.documents import Document
+        from thinbert.corpus.index import Corpus
+        from thinbert.corpus.pages import Page
+
+        self._ask, self._model = ask, thinbert.load(folder, threads=threads)
+        self._corpus = Corpus.in_memory([Document("squad", tuple(Page(t, n + 1) for n, t in enumerate(texts)))])
+
+    def find(self, question: str, k: int) -> list[int]:
+        """Paragraphs of the first k passages: of some there are several."""
+        return [hit.page - 1 for hit in self._corpus.search(question, k)]
+
+    def answer(self, question: str, k: int) -> str:
+        found = self._ask(self._model, question, self._corpus, passages=k, threshold=1.0)
+        return found.citations[0].text if found.citations else ""
+
+
+SIDES = {"thinbert": Ours, "peer": Peer}
+
+
+def read(data: Path, count: int) -> tuple[list[str], list[Any]]:
+    """All paragraphs, and so many questions, evenly spread."""
+    from thinbert.tasks.squad import read_squad
+
+    everything = read_squad(data).questions
+    texts = list(dict.fromkeys(q.context for q in everything))
+    return texts, list(everything[:: max(1, len(everything) // count)][:count])
+
+
+def worker(args: argparse.Namespace) -> None:
+    """Finds or answers what each line on standard input asks, and says how long it took."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    texts, questions = read(args.data, args.questions)
+    side = SIDES[args.worker](texts, args.model, args.threads)
+    print(json.dumps({}), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        work = side.find if request["verb"] == "find" else side.answer
+        begun = time.perf_counter()
+        found = work(questions[request["question"]].question, request["k"])
+        print(json.dumps({"found": found, "ms": 1e3 * (time.perf_counter() - begun)}), file=answers, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="default")
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--passages", type=int, nargs="+", default=[5, 20])
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_threads(parser)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.worker:
+        worker(args)
+        return
 
     import thinbert
-    from thinbert.corpus.ask import ask
-    from thinbert.corpus.documents import Document
-    from thinbert.corpus.index import Corpus
-    from thinbert.corpus.pages import Page
     from thinbert.tasks.metrics import f1_v1
-    from thinbert.tasks.squad import read_squad
 
-    everything = read_squad(args.data).questions
-    texts = list(dict.fromkeys(q.context for q in everything))
-    page_of = {text: n + 1 for n, text in enumerate(texts)}
-    questions = everything[:: max(1, len(everything) // args.questions)][: args.questions]
-    corpus = Corpus.in_memory([Document("squad", tuple(Page(t, n + 1) for n, t in enumerate(texts)))])
-    model = thinbert.load(args.model, threads=args.threads)
-    peer = Peer(texts, as_float(args.model), args.threads)
-    print(f"{len(texts)} paragraphs, {corpus.passages} passages, {len(questions)} questions", flush=True)
+    texts, questions = read(args.data, args.questions)
+    models = {"thinbert": args.model, "peer": str(as_float(args.model))}
+    rest = ["--questions", str(args.questions), "--threads", str(args.threads)]
+    workers = {
+        side: Worker(side, [__file__, str(args.data), "--worker", side, "--model", model, *rest], args.threads)
+        for side, model in models.items()
+    }
+    print(f"{len(texts)} paragraphs, {len(questions)} questions", flush=True)
 
     def f1(text: str, question: Any) -> float:
         return 100 * max(f1_v1(text, answer) for answer in question.answers)
 
-    recall = {name: dict.fromkeys(RANKS, 0) for name in ("thinbert", "bm25s")}
-    searching: list[float] = []
-    for q in questions:
-        begun = time.perf_counter()
-        hits = corpus.search(q.question, max(RANKS))
-        searching.append(1e3 * (time.perf_counter() - begun))
-        ours = list(dict.fromkeys(h.page for h in hits))
-        theirs = [n + 1 for n in peer.find(q.question, max(RANKS))]
-        for name, pages in (("thinbert", ours), ("bm25s", theirs)):
+    recall = {side: dict.fromkeys(RANKS, 0) for side in SIDES}
+    searching = []
+    for number, q in enumerate(questions):
+        for side, w in workers.items():
+            found = w.ask(verb="find", question=number, k=max(RANKS))
+            paragraphs = list(dict.fromkeys(found["found"]))
             for k in RANKS:
-                recall[name][k] += page_of[q.context] in pages[:k]
-    shares = {name: {k: v / len(questions) for k, v in found.items()} for name, found in recall.items()}
-    for name, found in shares.items():
-        print(f"{name:9s} recall " + ", ".join(f"@{k} {v:.3f}" for k, v in found.items()), flush=True)
+                recall[side][k] += q.context in (texts[n] for n in paragraphs[:k])
+            if side == "thinbert":
+                searching.append(found["ms"])
+    shares = {side: {k: v / len(questions) for k, v in found.items()} for side, found in recall.items()}
+    for side, found in shares.items():
+        print(f"{side:9s} recall " + ", ".join(f"@{k} {v:.3f}" for k, v in found.items()), flush=True)
 
+    model = thinbert.load(args.model, threads=args.threads)
     gold = [model.read(q.question, [q.context], threshold=1.0).best for q in questions]
     ceiling = statistics.mean(f1(a.text if a else "", q) for a, q in zip(gold, questions, strict=True))
     print(f"F1 of reading the gold paragraph: {ceiling:.2f}", flush=True)
     rows = []
     for k in args.passages:
-        times: dict[str, list[float]] = {"thinbert": [], "peer": []}
-        scores: dict[str, list[float]] = {"thinbert": [], "peer": []}
-        for number, q in enumerate([*questions[:WARM], *questions]):
-            for name in times:
-                time.sleep(PAUSE)  # until threads of the other spin no longer
-                begun = time.perf_counter()
-                if name == "thinbert":
-                    found = ask(model, q.question, corpus, passages=k, threshold=1.0)
-                    text = found.citations[0].text if found.citations else ""
-                else:
-                    text = peer.answer(q.question, k)
-                if number >= WARM:
-                    times[name].append(1e3 * (time.perf_counter() - begun))
-                    scores[name].append(f1(text, q))
-        row = {"passages": k}
-        for name in times:
-            row[name] = {"f1": statistics.mean(scores[name]), "ms": statistics.median(times[name])}
+        answers: dict[str, list[Any]] = {side: [] for side in SIDES}
+        for number in [*range(min(WARM, len(questions))), *range(len(questions))]:
+            for side, w in workers.items():
+                answers[side].append(w.ask(verb="answer", question=number, k=k))
+        row: dict[str, Any] = {"passages": k}
+        for side, each in answers.items():
+            counted = each[-len(questions) :]
+            scores = [f1(a["found"], q) for a, q in zip(counted, questions, strict=True)]
+            row[side] = {"f1": statistics.mean(scores), "ms": statistics.median(a["ms"] for a in counted)}
         row["ratio"] = row["peer"]["ms"] / row["thinbert"]["ms"]
         rows.append(row)
         print(
@@ -154,6 +196,8 @@ def main() -> None:
             f"bm25s and transformers F1 {row['peer']['f1']:.2f}, {row['peer']['ms']:.1f} ms ({row['ratio']:.2f}x)",
             flush=True,
         )
+    for w in workers.values():
+        w.close()
     quantiles = {"median": statistics.median(searching), "p95": float(np.quantile(searching, 0.95))}
     report(
         args.out, args.threads, questions=len(questions), recall=shares, search_ms=quantiles, gold_f1=ceiling, rows=rows

@@ -4,14 +4,13 @@ python bench/curve.py [--model base-1x4-80] [--threads 2] [--out FILE.json] [--f
 """
 
 import argparse
-import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import report
+from compare import add_threads, report
 from models import PATTERNS, make
 
 TOKENS = (16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512)
@@ -58,7 +57,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="base-1x4-80")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_threads(parser)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()

@@ -11,7 +11,6 @@ import argparse
 import json
 import lzma
 import multiprocessing
-import os
 import random
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from typing import Any
 
 import numpy as np
 from compare import report
+
+from thinbert.runtime.engine import usable_cores
 
 FILE = 20_000  # characters
 PDF_PAGES = 1000
@@ -130,7 +131,7 @@ def main() -> None:
             results[work.__name__] = ours.recv()
             process.join()
             print(work.__name__, json.dumps(results[work.__name__]), flush=True)
-    report(args.out, len(os.sched_getaffinity(0)), **results)
+    report(args.out, usable_cores(), **results)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Models to time: BERTs with random weights and the zeros of each published pattern, made once under bench/made."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,10 +44,10 @@ PATTERNS = {
 
 def make(name: str) -> Path:
     """The folder of a model, written if it is not there yet."""
-    folder = WORK / name
-    if (folder / "config.json").exists():
-        return folder
     spec = PATTERNS[name]
+    folder = WORK / f"{name}-{hashlib.sha256(repr(spec).encode()).hexdigest()[:8]}"
+    if (folder / "config.json").exists():  # which is written last
+        return folder
     D, F, layers, heads = spec.width, 4 * spec.width, spec.layers, spec.width // spec.head_size
     random = np.random.RandomState(0)
 

@@ -4,7 +4,8 @@
     python bench/pruning.py RUN DATA/squad-dev-v1.1.json.xz [--base dense] [--rows NAME …] [--questions 300] …
 
 Every stage of the recipe that answers questions, or each that is named, is a row: its packed model answers all of
-SQuAD 1.1 dev (kept in RUN/evaluated), differences to the base row are paired by question. Then all rows and OpenVINO
+SQuAD 1.1 dev (kept in RUN/evaluated), differences to the base row are paired by question. Of several seeds it is the
+first. Then all rows and OpenVINO
 int8 of the base row answer the same questions in turns, each in a process of its own, one question after another;
 OpenVINO is compiled for each length of a window. Beside a row stands the accuracy of sst2-NAME, where that stage is of
 the same encoder. The last line of the output is one JSON object.
@@ -12,12 +13,11 @@ the same encoder. The last line of the output is one JSON object.
 
 import argparse
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
 
-from compare import OURS, Worker, report, turns
+from compare import OURS, Worker, add_threads, report, turns
 from models import as_float
 from squad import calibrate
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="stages to set beside it (default: all)")
     parser.add_argument("--questions", type=int, default=300, help="to be timed")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_threads(parser)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -45,7 +45,9 @@ def main() -> None:
 
     recipe = json.loads((args.run / "recipe.json").read_text())
     seed = args.run / f"seed-{recipe['seeds'][0]}"
-    starts = {s["name"]: s["start"] for s in recipe["stages"]}
+    starts, before = {}, "base"
+    for s in recipe["stages"]:
+        starts[s["name"]], before = s["model"] or s["start"] or before, s["name"]
     names = [s["name"] for s in recipe["stages"] if s["task"].startswith("squad")]
     names = [name for name in names if (seed / name / "scores.json").exists()]
     asked = (args.base, *(names if args.rows is None else args.rows))
@@ -72,7 +74,7 @@ def main() -> None:
 
     base = str(seed / args.base / "packed")
     folder = as_float(base)
-    calibrate(base, dataset.questions[-200:], folder)
+    calibrate(base, dataset.questions, args.questions, folder)
     rest = ["--folder", str(folder), "--questions", str(args.questions), "--threads", str(args.threads)]
     models = {name: (OURS, str(seed / name / "packed")) for name in names} | {PEER: (PEER, base)}
     workers = {

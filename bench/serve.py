@@ -4,6 +4,7 @@
 
 wrk (Debian: wrk) posts SQuAD's questions with their paragraphs to /predict. Before and after each row the engine's own
 rate is measured on the same questions, in one process and without HTTP: what a server cannot exceed, and drifts as it.
+Before a server is timed, its answers to some questions are compared with the pipeline's.
 """
 
 import argparse
@@ -18,14 +19,16 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compare import report
+from compare import add_threads, report
 from models import as_float
 
 HERE = Path(__file__).parent
-QUESTIONS = 2000
+QUESTIONS, COMPARED = 2000, 100
+AGREEMENT = 0.6  # of answers, word for word, below which a server is not timed: int8 of peers gives other spans
 PEERS = ("int8", "f32")
 # wrk's own scripting language: each thread walks through the bodies from a place of its own
 SCRIPT = """
@@ -40,7 +43,7 @@ function request()
 end
 function done(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format("RESULT %%d %%d %%f %%f %%f %%f %%d\\n", summary.requests, summary.duration,
+  io.write(string.format("RESULT %%d %%d %%f %%f %%f %%f %%d\\n", summary.requests - e.status, summary.duration,
     latency:percentile(50), latency:percentile(95), latency:percentile(99), latency.max,
     e.connect + e.read + e.write + e.status + e.timeout))
 end
@@ -59,30 +62,36 @@ def resident_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def load(
-    name: str, command: list[str], port: int, script: Path, rate: Callable[[], float], args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+def ask(url: str, question: dict[str, str]) -> str:
+    request = urllib.request.Request(url, json.dumps(question).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        return str(json.load(response)["answer"])
+
+
+@dataclass(frozen=True)
+class Load:
+    """What every server is asked, and how."""
+
+    script: Path  # wrk's
+    rate: Callable[[], float]  # questions a second of the engine alone
+    expected: list[tuple[dict[str, str], str]]  # questions, and what the pipeline answers
+    args: argparse.Namespace
+
+
+def load(name: str, command: list[str], port: int, given: Load) -> list[dict[str, Any]]:
+    environment = os.environ | {"OMP_NUM_THREADS": str(given.args.threads)}
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     try:
-        return measure(name, process, f"http://127.0.0.1:{port}/predict", script, rate, args)
+        return measure(name, process, f"http://127.0.0.1:{port}/predict", given)
     finally:
         process.terminate()
         process.wait()
 
 
-def measure(
-    name: str,
-    process: subprocess.Popen[bytes],
-    url: str,
-    script: Path,
-    rate: Callable[[], float],
-    args: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    body = json.dumps({"question": "Who?", "context": "Anna built it."}).encode()
+def measure(name: str, process: subprocess.Popen[bytes], url: str, given: Load) -> list[dict[str, Any]]:
     for _ in range(600):
         try:
-            urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})).read()
+            ask(url, {"question": "Who?", "context": "Anna built it."})
             break
         except OSError:
             if process.poll() is not None:
@@ -90,19 +99,23 @@ def measure(
             time.sleep(0.1)
     else:
         raise SystemExit(f"{name}: the server does not answer")
+    same = sum(ask(url, question) == answer for question, answer in given.expected) / len(given.expected)
+    if same < AGREEMENT:
+        raise SystemExit(f"{name}: {same:.0%} of its answers are the pipeline's; it was not timed")
     rows = []
-    engine = rate()
-    for connections in args.connections:
+    engine = given.rate()
+    for connections in given.args.connections:
         before = resident_mb(process.pid)
-        wrk = ["wrk", "-t1", f"-c{connections}", f"-d{args.seconds}s", "--timeout", "30s", "-s", str(script), url]
+        wrk = ["wrk", "-t1", f"-c{connections}", f"-d{given.args.seconds}s", "--timeout", "30s"]
+        wrk += ["-s", str(given.script), url]
         out = subprocess.run(wrk, capture_output=True, text=True, check=True).stdout
         found = re.search(r"RESULT (\S+) (\S+) (\S+) (\S+) (\S+) (\S+) (\S+)", out)
         if found is None:
             raise SystemExit(f"wrk said nothing that is understood:\n{out}")
         requests, duration, p50, p95, p99, longest, errors = map(float, found.groups())
-        mb, last, engine = resident_mb(process.pid), engine, rate()
+        mb, last, engine = resident_mb(process.pid), engine, given.rate()
         row = {"server": name, "connections": connections, "requests_per_second": requests / (duration / 1e6)}
-        row["engine_rate"] = (last + engine) / 2
+        row |= {"engine_rate": (last + engine) / 2, "same_answers": same}
         row |= {"p50_ms": p50 / 1e3, "p95_ms": p95 / 1e3, "p99_ms": p99 / 1e3, "max_ms": longest / 1e3}
         rows.append(row | {"errors": errors, "mb_before": before, "mb_after": mb})
         print(json.dumps(rows[-1]), flush=True)
@@ -115,7 +128,7 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_threads(parser)
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -142,14 +155,18 @@ def main() -> None:
         bodies.write_text("".join(json.dumps(one) + "\n" for one in batch))
         script = Path(folder) / "post.lua"
         script.write_text(SCRIPT % bodies)
+        expected = [
+            (question, found["answer"]) for question, found in zip(batch, pipeline(batch[:COMPARED]), strict=False)
+        ]
+        given = Load(script, engine_rate, expected, args)
         port = free_port()
         ours = [sys.executable, "-m", "thinbert", "serve", "--model", args.model, "--port", str(port), "--quiet"]
-        rows += load("thinbert", [*ours, "--threads", str(args.threads)], port, script, engine_rate, args)
+        rows += load("thinbert", [*ours, "--threads", str(args.threads)], port, given)
         for peer in args.peers:
             port = free_port()
             command = [sys.executable, str(HERE / "engines" / "ort_server.py"), str(as_float(args.model)), str(port)]
             name = f"FastAPI + ONNX Runtime {peer}"
-            rows += load(name, [*command, peer, str(args.threads)], port, script, engine_rate, args)
+            rows += load(name, [*command, peer, str(args.threads)], port, given)
     print("\n| server | connections | requests a second | the engine's rate | of it | p50 | p99 | errors | MB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for r in rows:

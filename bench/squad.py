@@ -4,8 +4,9 @@
 
 Every engine answers the same questions through the same windows and the same span decoder; only the forward pass
 differs. Peers take one window at a time, padded to 384 tokens or to the next multiple of 16 (OpenVINO is compiled for
-each of them; for every length it takes 13 GB), and OpenVINO's int8 also as many at a time as there are threads, each on
-one of them. Ours is what `thinbert evaluate` runs. The last line of the output is one JSON object.
+each of them; for every length it takes 13 GB). OpenVINO's int8 also takes as many at a time as there are threads, each
+on one of them, and batches of 8 windows of about the same length, padded to their longest's, out of all windows of
+hundreds of questions. Ours is what `thinbert evaluate` runs. The last line of the output is one JSON object.
 """
 
 import argparse
@@ -19,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import ENGINES, OURS, Worker, rates, report, turns
+from compare import ENGINES, OURS, Worker, add_threads, rates, report, turns
 
 HERE = Path(__file__).parent
-MAX_LENGTH, BUCKET = 384, 16
+MAX_LENGTH, BUCKET, BATCH = 384, 16, 8
 CALIBRATION = 200  # questions
 PEERS = tuple(
     f"{engine}, {how}"
     for engine in ("OpenVINO int8", "OpenVINO bf16", "ONNX Runtime int8", "ONNX Runtime f32")
-    for how in ("padded", "bucketed", *(("streams",) if engine == "OpenVINO int8" else ()))
+    for how in ("padded", "bucketed", *(("streams", "batches") if engine == "OpenVINO int8" else ()))
 )
 
 
@@ -35,15 +36,23 @@ class Peer:
     """A peer as a thinbert runtime: window by window, padded or not, or several windows at a time."""
 
     def __init__(self, engine: Any, how: str) -> None:
-        self._engine, self._streams = engine, how == "streams"
-        self._step = {"padded": MAX_LENGTH, "bucketed": BUCKET, "streams": BUCKET, "exact": 1}[how]
+        self._engine, self._how = engine, how
+        self._step = {"padded": MAX_LENGTH, "exact": 1}.get(how, BUCKET)
 
     def span_logits(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
         ends = np.cumsum(lengths)[:-1]
         windows = list(zip(np.split(ids, ends), np.split(types, ends), strict=True))
-        if self._streams:
-            return np.concatenate(self._engine.forward_many(windows, self._step))
         padded = [-(-n // self._step) * self._step for n in lengths]
+        if self._how == "streams":
+            return np.concatenate(self._engine.forward_many(windows, self._step))
+        if self._how == "batches":
+            done = [np.empty(0)] * len(windows)
+            order = sorted(range(len(windows)), key=lambda i: lengths[i])
+            for numbers in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
+                logits = self._engine.forward_batch([windows[i] for i in numbers], padded[numbers[-1]])
+                for i, one in zip(numbers, logits, strict=True):
+                    done[i] = one
+            return np.concatenate(done)
         done = [self._engine.forward(i[None], t[None], n)[0] for (i, t), n in zip(windows, padded, strict=True)]
         return np.concatenate(done)
 
@@ -51,15 +60,19 @@ class Peer:
         raise AssertionError("see classify.py")
 
 
-def calibrate(model: str, questions: Sequence[Any], folder: Path) -> None:
-    """Real windows for a peer that is quantised by example: of questions at the other end of the data."""
+def calibrate(model: str, questions: Sequence[Any], timed: int, folder: Path) -> None:
+    """Real windows for a peer that is quantised by example: of the last questions, none of which is timed."""
     from models import keep_samples
 
     import thinbert
 
+    if timed > len(questions) - CALIBRATION:
+        raise SystemExit(
+            f"{timed} questions to time, of {len(questions)}: the last {CALIBRATION} are to calibrate with"
+        )
     loaded = thinbert.load(model)
     windows = []
-    for q in questions:
+    for q in questions[-CALIBRATION:]:
         tokens = loaded.tokenizer(q.question), loaded.tokenizer(q.context)
         windows += loaded.windows(*tokens, max_length=MAX_LENGTH, stride=128)
     keep_samples(folder, [(w.ids, w.types) for w in windows])
@@ -78,8 +91,8 @@ def worker(args: argparse.Namespace) -> None:
     model = thinbert.load(args.model, threads=args.threads)
     if name != OURS:
         file, precision, _ = ENGINES[name]
-        if how == "streams":
-            thinbert.api._TOKENS_IN_FLIGHT = 1 << 16  # at the end of a batch streams wait for one another
+        if how in ("streams", "batches"):
+            thinbert.api._TOKENS_IN_FLIGHT = 1 << 16  # many to choose from; at the end streams wait for one another
         model.runtime = Peer(importlib.import_module(file).Engine(args.folder, args.threads, precision), how)
     questions = read_squad(args.data).questions[: args.questions]
     pairs = [(q.question, [q.context]) for q in questions]
@@ -100,7 +113,7 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--questions", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_threads(parser)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -117,7 +130,7 @@ def main() -> None:
     dataset = read_squad(args.data)
     golds = dataset.golds[: args.questions]
     folder = as_float(args.model)
-    calibrate(args.model, dataset.questions[-CALIBRATION:], folder)
+    calibrate(args.model, dataset.questions, args.questions, folder)
     rest = ["--folder", str(folder), "--questions", str(args.questions), "--threads", str(args.threads)]
     workers = {
         name: Worker(name, [__file__, str(args.data), "--worker", name, "--model", args.model, *rest], args.threads)

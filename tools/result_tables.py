@@ -52,7 +52,9 @@ def curve() -> str:
 
 def kernels(file: str) -> str:
     data = read(file)
-    lines = ["| instruction set | form | 16 tokens | 32 | 48 | 64 | of the ceiling |", "|---|---|---|---|---|---|---|"]
+    tokens = list(dict.fromkeys(row["tokens"] for row in data["rows"]))
+    head = ["instruction set", "form", f"{tokens[0]} tokens", *map(str, tokens[1:]), "of the ceiling"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for isa, ceiling in data["ceiling_gmacs"].items():
         for form in dict.fromkeys(row["form"] for row in data["rows"]):
             speeds = [row["gmacs"] for row in data["rows"] if (row["isa"], row["form"]) == (isa, form)]

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from padding import INPUTS, Row, feed, spans
+from shared import INPUTS, Row, export, feed, spans
 
 
-def export(model: str, work: Path) -> Path:
-    """The model as ONNX with any batch and sequence length, made once."""
-    path = work / "batched.onnx"
-    if not path.exists():
+def converted(model: str, precision: str) -> Path:
+    """The model as ONNX with any batch and sequence length."""
+
+    def convert(path: Path) -> None:
         import torch
         from pytorch import load
 
-        work.mkdir(parents=True, exist_ok=True)
         example = (torch.zeros(1, 8, dtype=torch.long), torch.ones(1, 8, dtype=torch.long), torch.zeros(1, 8).long())
         twin = load(model)
         outputs = ("logits",) if "SequenceClassification" in type(twin).__name__ else ("start", "end")
@@ -28,25 +27,27 @@ def export(model: str, work: Path) -> Path:
             dynamic_axes={n: {0: "batch", 1: "length"} for n in (*INPUTS, *outputs)},
             dynamo=False,
         )
-    return path
+
+    def quantise(path: Path) -> None:
+        from onnxruntime.quantization import quantize_dynamic
+
+        quantize_dynamic(whole, path)
+
+    whole = export(model, "batched.onnx", convert, ("torch", "transformers"))
+    if precision != "int8":
+        return whole
+    return export(model, "batched.int8.onnx", quantise, ("torch", "transformers", "onnxruntime"))
 
 
 class Engine:
     def __init__(self, model: str, threads: int, precision: str) -> None:
         import onnxruntime
 
-        work = Path(model) / "exported"
-        path = export(model, work)
-        if precision == "int8":
-            from onnxruntime.quantization import quantize_dynamic
-
-            quantised = work / "batched.int8.onnx"
-            if not quantised.exists():
-                quantize_dynamic(path, quantised)
-            path = quantised
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            converted(model, precision), options, providers=["CPUExecutionProvider"]
+        )
 
     def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
         given = feed(list(zip(ids, types, strict=True)), pad_to or ids.shape[1])

@@ -1,4 +1,4 @@
-"""thinbert: the int8 engine, or the float32 NumPy reference."""
+"""thinbert's int8 engine."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ class Engine:
     def __init__(self, model: str, threads: int, precision: str) -> None:
         import thinbert
 
-        self._model = thinbert.load(model, precision=precision, threads=threads)
+        assert precision == "int8"
+        self._model = thinbert.load(model, threads=threads)
 
     def forward(self, ids: np.ndarray, types: np.ndarray) -> np.ndarray:
         batch, length = ids.shape
@@ -18,4 +19,4 @@ class Engine:
     def describe(self) -> dict[str, Any]:
         import thinbert
 
-        return {"thinbert": thinbert.__version__, "isa": getattr(self._model.runtime, "isa", "numpy")}
+        return {"thinbert": thinbert.__version__, "isa": self._model.runtime.isa}

@@ -12,45 +12,50 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from padding import INPUTS, Row, feed, spans
+from shared import INPUTS, Row, export, feed, spans
 
 CALIBRATION = (
     "calibration.json"  # [[ids, types], …] in a model's folder; random tokens where the weights are random too
 )
 
 
-def export(model: str, work: Path, precision: str) -> Path:
-    import openvino
-    import torch
-    from pytorch import load
+def converted(model: str, precision: str) -> Path:
+    """The model as OpenVINO reads it."""
 
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / "openvino.xml"
-    if not path.exists():
+    def convert(path: Path) -> None:
+        import openvino
+        import torch
+        from pytorch import load
+
         example = {n: torch.ones(1, 128, dtype=torch.long) for n in INPUTS}
         openvino.save_model(openvino.convert_model(load(model), example_input=example), path, compress_to_fp16=False)
-    if precision != "int8":
-        return path
-    quantised = work / "openvino.int8.xml"
-    if not quantised.exists():
-        import nncf
 
-        whole = openvino.Core().read_model(path)
+    def quantise(path: Path) -> None:
+        import nncf
+        import openvino
+
         random = np.random.RandomState(0)
         samples = [(random.randint(0, 1000, 128), np.zeros(128)) for _ in range(10)]
-        if (Path(model) / CALIBRATION).exists():
-            samples = [(np.array(i), np.array(t)) for i, t in json.loads((Path(model) / CALIBRATION).read_text())]
+        if given:
+            samples = [(np.array(i), np.array(t)) for i, t in json.loads(given)]
         data = nncf.Dataset([feed([(ids, types)], len(ids)) for ids, types in samples])
-        made = nncf.quantize(whole, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples))
-        openvino.save_model(made, quantised)
-    return quantised
+        made = openvino.Core().read_model(whole)
+        made = nncf.quantize(made, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples))
+        openvino.save_model(made, path)
+
+    whole = export(model, "openvino.xml", convert, ("torch", "transformers", "openvino"))
+    if precision != "int8":
+        return whole
+    calibration = Path(model) / CALIBRATION
+    given = calibration.read_text() if calibration.exists() else ""
+    return export(model, "openvino.int8.xml", quantise, ("torch", "transformers", "openvino", "nncf"), given)
 
 
 class Engine:
     def __init__(self, model: str, threads: int, precision: str) -> None:
         import openvino
 
-        self._path = export(model, Path(model) / "exported", precision)
+        self._path = converted(model, precision)
         self._core = openvino.Core()
         hint = "f32" if precision == "f32" else "bf16"
         self._settings = {
@@ -66,6 +71,10 @@ class Engine:
 
     def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
         return spans(self._run(list(zip(ids, types, strict=True)), pad_to or ids.shape[1]))[:, : ids.shape[1]]
+
+    def forward_batch(self, rows: Sequence[Row], length: int) -> list[np.ndarray]:
+        """Logits [L, 2] of windows that are computed together, padded to one length."""
+        return [one[: len(ids)] for one, (ids, _) in zip(spans(self._run(rows, length)), rows, strict=True)]
 
     def classify(self, rows: Sequence[Row], length: int) -> np.ndarray:
         return self._run(rows, length)[0]

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from padding import Row, feed
+from shared import Row, feed
 
 
 def load(model: str) -> Any:
-    """BertForQuestionAnswering, or …SequenceClassification, with the weights of a portable or packed folder."""
+    """BertForQuestionAnswering, or …SequenceClassification, with the weights of a folder of models.py."""
     import torch
     import transformers
 
-    from thinbert.model.checkpoint import find_model, read_checkpoint
+    from thinbert.model.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(model)
-    raw = json.loads((Path(find_model(model)) / "config.json").read_text())
-    raw.pop("pruned_heads", None)  # none are pruned in these models; transformers 5 does not know the field
+    raw = json.loads((Path(model) / "config.json").read_text())
     kind = transformers.BertForQuestionAnswering
     if checkpoint.has_classify:
         kind = transformers.BertForSequenceClassification
