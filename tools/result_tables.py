@@ -92,6 +92,7 @@ def pruning(file: str) -> str:
 if __name__ == "__main__":
     tables = [
         pruning("pruning.json"),
+        pruning("pruning-longer.json"),
         all_engines(),
         beside_openvino("patterns.json", "large-hybrid.json"),
         end_to_end("squad.json", "question", "F1", 2),
