@@ -19,7 +19,10 @@ from hypothesis import strategies as st
 import thinbert
 import tiny
 from conftest import Cli
+from thinbert import batch
 from thinbert.batch import _Arriving
+from thinbert.errors import InputError
+from thinbert.files import lock
 
 TEXTS = ["Anna Voss built the mill in 1802.", "Bread is made from flour, water and salt."]
 ASKED = ["Who built the mill?", "What is bread made from?"]
@@ -65,6 +68,10 @@ def test_fields_that_are_named_as_ours(cli: Cli, tmp_path: Path) -> None:
         found = list(csv.DictReader(file))[:3]
     assert [bool(row["prediction_answer"]) for row in found] == [False, True, False]
     assert ["rename it" in row["error"] for row in found] == [True, False, True]
+    other = write(tmp_path / "other.jsonl", [{**records()[0], "prediction_score": 7}])  # of another model
+    assert "has a field 'prediction_score'" in cli("batch", other, "-o", tmp_path / "other.csv").err
+    [row] = map(json.loads, cli("batch", other, "-o", "-").out.splitlines())
+    assert (row["prediction_score"], row["prediction"]["answer"]) == (7, "Anna Voss")
     lines = tmp_path / "out.jsonl"
     assert cli("batch", source, "-o", lines).code == 0
     whole = lines.read_bytes()
@@ -103,13 +110,13 @@ def test_errors_stand_in_their_place(cli: Cli, tmp_path: Path) -> None:
         "has a field 'prediction' already, which is where answers go; rename it",
         None,
         "context has half a surrogate pair; it is not text",
-        "has a field 'prediction_answer' already, which is where answers go; rename it",
+        None,
         None,
         "line 11 is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
     ]
     assert found[6]["prediction"]["context"] == 0
     assert found[9]["note"] == "half \ud83d pair"  # what is only passed on need not be text
-    assert "11 records, 8 with errors" in r.err
+    assert "11 records, 7 with errors" in r.err
     out = tmp_path / "out.jsonl"
     assert cli("batch", source, "-o", out).code == 0
     assert [row.get("error") for row in read(out)] == [row.get("error") for row in found]
@@ -346,6 +353,50 @@ def test_texts_with_and_without_a_pair(cli: Cli, tmp_path: Path) -> None:
     alone = thinbert.pipeline("text-classification", str(model), precision="int8")("the tower")[0]["score"]
     assert found[0] == pytest.approx(alone)
     assert found[1] != pytest.approx(alone)
+
+
+def test_a_run_that_ends_between_the_looks_of_another(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second found no output, and gets the lock when the first has let it go: nothing of the first is lost."""
+    source, out = write(tmp_path / "in.jsonl", records(3)), tmp_path / "out.csv"
+    monkeypatch.setattr(batch, "_check", lambda source, target: None)
+    assert cli("batch", source, "-o", out).code == 0
+    whole = out.read_bytes()
+    r = cli("batch", source, "-o", out)
+    assert r.code == 2
+    assert "another process has just written it" in r.err
+    assert out.read_bytes() == whole
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_the_output_is_made_under_the_lock(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who begins the same run while a long table is written is refused."""
+    source, out = write(tmp_path / "in.jsonl", records(3)), tmp_path / "out.csv"
+    write_csv, others = batch._write_csv, []
+
+    def slowly(*args: Any) -> None:
+        with (tmp_path / "out.csv.partial").open("ab") as file:
+            try:
+                lock(file, out)
+            except InputError as e:
+                others.append(str(e))
+        write_csv(*args)
+
+    monkeypatch.setattr(batch, "_write_csv", slowly)
+    (tmp_path / ".out.csv.0123abcd.tmp").write_text("what a killed run left")
+    assert cli("batch", source, "-o", out).code == 0
+    assert len(others) == 1
+    assert "another process is writing here" in others[0]
+    assert {f.name for f in tmp_path.iterdir()} == {"in.jsonl", "out.csv"}
+
+
+def test_endings_in_capitals(cli: Cli, tmp_path: Path) -> None:
+    source, out = tmp_path / "IN.JSONL.GZ", tmp_path / "OUT.JSONL.GZ"
+    source.write_bytes(gzip.compress(write(tmp_path / "in.jsonl", records(3)).read_bytes()))
+    assert cli("batch", source, "-o", out).code == 0
+    assert len(gzip.decompress(out.read_bytes()).splitlines()) == 3
+    assert "plain or as .gz" in cli("batch", source, "-o", tmp_path / "OUT.JSONL.XZ").err
 
 
 def test_another_run_is_refused(cli: Cli, tmp_path: Path, tiny_folder: Path) -> None:

@@ -12,10 +12,11 @@ import itertools
 import json
 import os
 import select
+import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +27,7 @@ from thinbert.corpus.ask import Found
 from thinbert.corpus.pages import is_text
 from thinbert.corpus.readers import delimiter_of, delimiter_said
 from thinbert.errors import InputError, some
-from thinbert.files import lock, write_atomic
+from thinbert.files import leftovers, lock, replacing, write_atomic
 from thinbert.show import speaks_unicode
 from thinbert.tasks import classify
 from thinbert.tasks.qa import Reading
@@ -99,7 +100,8 @@ def run(
     target = None if out == STDIO else Path(out)
     _check(source, target)
     stdin = _Arriving(sys.stdin.buffer) if source == STDIO else None
-    records = _sharded(_records(source, stdin, fields, model, ask is not None), shard)
+    columns = target is not None and _kind(str(target)) == ".csv"
+    records = _sharded(_records(source, stdin, fields, model, over_index=ask is not None, columns=columns), shard)
     records = itertools.islice(records, None if limit is None else min(limit, sys.maxsize))
     chunks = _chunks(records, stdin)
     counts = {"done": 0, "now": 0, "errors": 0}
@@ -122,6 +124,10 @@ def run(
     try:
         with partial.open("ab") as file:
             lock(file, partial)
+            if target.exists() or os.fstat(file.fileno()).st_nlink == 0:  # by a run that ended between our two looks
+                if partial.exists() and partial.stat().st_size == 0:
+                    partial.unlink()
+                raise InputError(f"{target}: another process has just written it")
             counts["done"], counts["errors"] = _resume(partial, what, records)
             progress(counts["done"], total)
             try:
@@ -132,11 +138,11 @@ def run(
                     progress(counts["done"], total)
             finally:
                 _keep(file)
-        if counts["done"] and counts["errors"] == counts["done"]:  # a field of another name, most likely
-            partial.unlink()
-            partial.with_name(partial.name + ".json").unlink(missing_ok=True)
-            return counts
-        _finish(partial, target)
+            if counts["done"] and counts["errors"] == counts["done"]:  # a field of another name, most likely
+                partial.unlink()
+                partial.with_name(partial.name + ".json").unlink(missing_ok=True)
+                return counts
+            _finish(partial, target)
     except OSError as e:
         raise InputError(f"{target}: cannot be written: {e.strerror or e}; what is done is kept in {partial}") from e
     return counts
@@ -245,7 +251,7 @@ def _check(source: str, target: Path | None) -> None:
         return
     if _kind(str(target)) not in FORMATS[:2]:
         raise InputError(f"{target}: expected .jsonl or .csv, plain or .gz; or - for standard output")
-    if target.suffix == ".xz":
+    if target.suffix.lower() == ".xz":
         raise InputError(f"{target}: answers are written plain or as .gz")
     if target.exists():
         raise InputError(f"{target}: is there already; give another output, or delete it")
@@ -367,12 +373,15 @@ def _squad(source: str) -> Iterator[Mapping[str, Any]]:
         raise InputError(f"{source}: is not SQuAD JSON ({e!r} is missing or of another kind)") from None
 
 
-def _records(source: str, stdin: _Arriving | None, fields: Fields, model: Model, over_index: bool) -> Iterator[Record]:
+def _records(
+    source: str, stdin: _Arriving | None, fields: Fields, model: Model, *, over_index: bool, columns: bool
+) -> Iterator[Record]:
+    """The input; `columns` where answers become columns, and no field may be called as they are."""
     for raw in _raw(source, stdin):
         if isinstance(raw, str):
             yield Record({}, None, raw)
             continue
-        taken = [name for name in raw if name in _OWN or name.startswith(_COLUMN)]
+        taken = [name for name in raw if name in _OWN or (columns and name.startswith(_COLUMN))]
         try:
             if taken:
                 raise InputError(f"has a field {taken[0]!r} already, which is where answers go; rename it")
@@ -422,7 +431,7 @@ def _sharded(records: Iterator[Record], shard: tuple[int, int]) -> Iterator[Reco
 
 def _count(source: str, shard: tuple[int, int], limit: int | None) -> int | None:
     """How many records there are, where that is cheap to know."""
-    if Path(source).suffix != ".jsonl":
+    if Path(source).suffix.lower() != ".jsonl":
         return limit
     with _open(source) as file:
         lines = sum(1 for line in file if line.strip())
@@ -486,22 +495,19 @@ def _resume(partial: Path, what: dict[str, Any], records: Iterator[Record]) -> t
 
 
 def _finish(partial: Path, target: Path) -> None:
-    """Turns the lines into the file that was asked for, in one step."""
+    """Turns the lines into the file that was asked for, in one step. The partial file is locked until then."""
     known = partial.with_name(partial.name + ".json")
-    made = target.with_name(f".{target.name}.tmp")
-    packed = target.suffix == ".gz"
-    if _kind(str(target)) == ".csv" or packed:
-        made.unlink(missing_ok=True)
-        opener: Callable[..., Any] = gzip.open if packed else open
-        with partial.open("rb") as lines, opener(made, "wb") as out:
-            if _kind(str(target)) == ".csv":
-                _write_csv(lines, out, partial)
-            else:
-                for line in lines:
-                    out.write(line)
-        with made.open("rb") as whole:
-            os.fsync(whole.fileno())  # before what it was made from goes
-        made.replace(target)
+    table, packed = _kind(str(target)) == ".csv", target.suffix.lower() == ".gz"
+    if table or packed:
+        for file in leftovers(target.parent, target.name):
+            file.unlink(missing_ok=True)
+        with partial.open("rb") as lines, replacing(target) as whole:
+            out: Any = gzip.GzipFile(target.stem, "wb", fileobj=whole) if packed else nullcontext(whole)
+            with out as opened:
+                if table:
+                    _write_csv(lines, opened, partial)
+                else:
+                    shutil.copyfileobj(lines, opened)
         partial.unlink()
     else:
         partial.replace(target)

@@ -11,7 +11,7 @@ from typing import IO
 
 from thinbert.errors import InputError
 
-_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what `replacing` calls files that are not whole yet
+_UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # what `replacing` calls files that are not whole yet
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -35,9 +35,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Files that `replacing` left there unfinished, where its process was killed."""
-    return [f for f in folder.iterdir() if _UNFINISHED.fullmatch(f.name)]
+def leftovers(folder: Path, name: str | None = None) -> list[Path]:
+    """Files that `replacing` left there unfinished, where its process was killed; of one name, or of all."""
+    found = ((f, _UNFINISHED.fullmatch(f.name)) for f in folder.iterdir())
+    return [f for f, match in found if match and name in (None, match[1])]
 
 
 def lock(file: IO[bytes], what: Path) -> None:

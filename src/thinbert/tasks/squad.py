@@ -54,7 +54,7 @@ def read_squad(path: Path) -> Dataset:
         InputError: naming the file, the record in it and what is wrong.
     """
     content = read_packed(path)
-    flat = path.name.removesuffix(".gz").removesuffix(".xz").endswith(".jsonl")
+    flat = path.name.lower().removesuffix(".gz").removesuffix(".xz").endswith(".jsonl")
     records = list(_flat(content, path) if flat else _nested(content, path))
     if not records:
         raise InputError(f"{path}: holds no questions")
@@ -72,7 +72,7 @@ DAMAGED = (lzma.LZMAError, gzip.BadGzipFile, EOFError, zlib.error)
 def open_packed(path: Path) -> IO[bytes]:
     """A file's bytes, unpacked by its ending: .gz, .xz, or as they are. Raises OSError."""
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
-    return cast(IO[bytes], openers.get(path.suffix, open)(path, "rb"))
+    return cast(IO[bytes], openers.get(path.suffix.lower(), open)(path, "rb"))
 
 
 def read_packed(path: Path) -> bytes:
