@@ -30,6 +30,7 @@ from thinbert.model.blocks import ENDINGS
 from thinbert.model.checkpoint import expected_shapes, read_checkpoint
 from thinbert.model.config import parse_config
 from thinbert.model.families import FAMILIES
+from thinbert.model.pack import pack
 from thinbert.model.quantize import SCALE_SUFFIX, dequantize_rows, quantize_rows
 from thinbert.model.tokenizer import read_tokenizer
 from thinbert.model.torchfile import read_torch
@@ -511,6 +512,46 @@ def test_the_tokenizer_config_overrides_the_tokenizer(tmp_path: Path, setting: b
     assert ids == ([unknown] * 2 if setting is False else lower)
 
 
+def test_settings_of_another_class_are_not_berts(tmp_path: Path) -> None:
+    config = tiny.bert_config()
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    tokenizer_json(folder, lowercase=True)
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    assert load(folder).tokenizer("TOWER").ids.tolist() == [tiny.VOCABULARY.index("tower")]
+
+
+@pytest.mark.parametrize("form", ["added_tokens.json", "tokenizer_config.json"])
+def test_tokens_that_were_added_to_a_vocabulary(tmp_path: Path, form: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    size = len(tiny.VOCABULARY)
+    config = tiny.bert_config(vocab_size=size + 2)
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+
+    def add(numbers: tuple[int, int]) -> None:
+        flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+        names = dict(zip(("[E1]", "[E2]"), numbers, strict=True))
+        told = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+        if form == "added_tokens.json":
+            (folder / form).write_text(json.dumps(names))
+        else:
+            told["added_tokens_decoder"] = {str(n): {"content": name, **flags} for name, n in names.items()}
+        (folder / "tokenizer_config.json").write_text(json.dumps(told))
+
+    add((size, size + 1))
+    text = "the [E1] Tower [E2] is in paris"
+    ids = load(folder).tokenizer(text).ids.tolist()
+    assert ids.count(size) == ids.count(size + 1) == 1
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert ids == theirs(text, add_special_tokens=False)["input_ids"]
+    packed = tmp_path / "packed"
+    pack(read_checkpoint(folder), packed)
+    assert load(packed).tokenizer(text).ids.tolist() == ids
+    add((size + 1, size + 5))
+    with pytest.raises(ModelError, match=r"token '\[E1\]' has number \d+; with the vocabulary it would get \d+"):
+        load(folder)
+
+
 def test_other_tokenizers_with_the_same_kind_of_file(tmp_path: Path) -> None:
     """They would be read, and take texts apart otherwise."""
     config = tiny.bert_config()
@@ -905,3 +946,10 @@ def test_a_tokenizer_of_endless_words_is_refused(tiny_folder: Path, tmp_path: Pa
     (folder / "tokenizer.json").write_text(json.dumps(described))
     with pytest.raises(ModelError, match="max_input_chars_per_word is 1000000000; expected at most 1000"):
         read_tokenizer(folder, vocabulary=len(tiny.VOCABULARY))
+
+
+def test_what_is_here_has_no_revisions(tiny_folder: Path) -> None:
+    with pytest.raises(ModelError, match="is a folder here, and has no revision v1; leave it out"):
+        load(tiny_folder, revision="v1")
+    with pytest.raises(ModelError, match="default is the bundled model, and has no revision v1"):
+        load("default", revision="v1")

@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def test_pipeline_is_transformers(folder: Path) -> None:
             assert a["score"] == pytest.approx(b["score"], abs=1e-5)
 
     pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
-    for inputs in (TEXTS[0], TEXTS[:2], TEXTS[3], pair, [pair, pair]):
+    alone = {"text": TEXTS[0], "text_pair": ""}
+    for inputs in (TEXTS[0], TEXTS[:2], TEXTS[3], pair, [pair, pair], alone):
         for options in ({}, {"top_k": 1}, {"top_k": None}, {"top_k": 2, "function_to_apply": "sigmoid"}):
             same(ours(inputs, **options), theirs(inputs, **options))
     same(ours(TEXTS[0], function_to_apply="none"), theirs(TEXTS[0], function_to_apply="none"))
@@ -72,6 +74,28 @@ def test_pipeline_is_transformers(folder: Path) -> None:
     streams = ours(text for text in TEXTS), theirs(text for text in TEXTS)
     for a, b in zip(*streams, strict=True):
         same(a, b)
+    for pipeline in (ours, theirs):  # a result is there before the next text is asked for, and before a bad one
+        asked: list[int] = []
+        results = iter(pipeline(asked.append(n) or text for n, text in enumerate([*TEXTS, 3.5])))
+        assert [(next(results), len(asked))[1] for _ in TEXTS] == [1, 2, 3, 4]
+        with pytest.raises(ValueError):  # noqa: PT011
+            next(results)
+
+
+def test_texts_are_cut_at_the_tokenizers_limit_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    limited = Path(shutil.copytree(folder, tmp_path / "m"))
+    (limited / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 24}')
+    theirs = transformers.pipeline("text-classification", str(limited), device="cpu")
+    ours = thinbert.pipeline("text-classification", str(limited))
+    scores = []
+    for options in ({}, {"truncation": True}, {"truncation": "longest_first"}, {"truncation": False}):
+        a, b = ours(TEXTS[2], **options), theirs(TEXTS[2], **options)
+        assert a[0]["score"] == pytest.approx(b[0]["score"], abs=1e-5), options
+        scores.append(round(a[0]["score"], 4))
+    assert scores[0] == scores[3] != scores[1] == scores[2]
+    with pytest.raises(InputError, match="truncation is 'only_second'; expected True, False or 'longest_first'"):
+        ours(TEXTS[2], truncation="only_second")
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])

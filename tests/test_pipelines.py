@@ -6,8 +6,10 @@ THINBERT_TRANSFORMERS_5_2=/path/to/python make test
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +96,35 @@ def test_ways_to_call(qa: QuestionAnsweringPipeline) -> None:
     from_set = qa(DataSet([one, one]))
     assert iter(from_set) is from_set
     assert [r["answer"] for r in from_set] == ["Gustave Eiffel"] * 2
+    answered: list[str] = []
+
+    def asking() -> Iterator[dict[str, str]]:
+        """The next item depends on the answer before."""
+        yield one
+        yield {"question": f"Who was {answered[0]}?", "context": TOWER}
+        yield {"question": "Who?", "context": ""}
+
+    results = qa(asking())
+    answered.append(next(results)["answer"])
+    assert next(results)["answer"]
+    with pytest.raises(InputError, match="cannot be empty"):
+        next(results)
+    assert len(list(qa((one for _ in range(5)), batch_size=2))) == 5
     stream = qa(example for example in [one, {"question": "When did Chopin live?", "context": CHOPIN}])
     assert [r["answer"] for r in stream] == ["Gustave Eiffel", "1 March 1810 – 17 October 1849"]
+
+
+def test_windows_end_at_the_tokenizers_limit(tiny_folder: Path, tmp_path: Path) -> None:
+    """As in transformers: min(model_max_length, 384)."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "m"))
+    one = {"question": "who built", "context": "the tower is named after paris " * 20}
+    whole = thinbert.pipeline(model=folder)(**one)
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 40}')
+    cut = thinbert.pipeline(model=folder)
+    assert cut(**one) == cut(**one, max_seq_len=40) != whole
+    assert cut(**one, max_seq_len=64) == whole
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 1e30}')
+    assert thinbert.pipeline(model=folder)(**one) == whole
 
 
 def test_max_question_len_cuts_nothing(qa: QuestionAnsweringPipeline) -> None:

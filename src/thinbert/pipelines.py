@@ -10,11 +10,12 @@ Two oddities are left out on purpose: where a text has fewer spans than `top_k`,
 [CLS] that score 0.0; and a literal "[CLS]" in a question could be answered with.
 """
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import GeneratorType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,19 +27,13 @@ from thinbert.model.tokenizer import Tokens
 from thinbert.model.weights import Array
 from thinbert.tasks import classify, qa
 
+T = TypeVar("T")
+R = TypeVar("R")
 Result = dict[str, Any]  # {"score": float, "start": int, "end": int, "answer": str}
 
-# Arguments of transformers that change no result: windows are always batched, never padded, in this process; questions
-# are never cut (by fast tokenizers, whatever is documented), and texts where the model takes no more.
-WITHOUT_EFFECT = (
-    "padding",
-    "batch_size",
-    "num_workers",
-    "use_fast",
-    "trust_remote_code",
-    "max_question_len",
-    "truncation",
-)
+# Arguments of transformers that change no result: windows are never padded, and computed in this process; questions are
+# never cut (by fast tokenizers, whatever is documented). Truncation is an option of text classification alone.
+WITHOUT_EFFECT = ("padding", "num_workers", "use_fast", "trust_remote_code", "max_question_len", "truncation")
 
 
 def pipeline(
@@ -101,7 +96,7 @@ def pipeline(
             folder = find_model(own, revision=revision, token=token)
             precision = "int8" if is_packed(read_json(folder / "config.json")) else "float32"
         model = load(own, precision=precision, threads=threads, revision=revision, token=token)
-    return kind(model, **{k: v for k, v in defaults.items() if k not in WITHOUT_EFFECT})
+    return kind(model, **{k: v for k, v in defaults.items() if k in kind.options})
 
 
 @dataclass(frozen=True)
@@ -112,6 +107,7 @@ class _Options:
     max_seq_len: int | None = None
     handle_impossible_answer: bool = False
     align_to_words: bool = True
+    batch_size: int = 1
 
 
 class QuestionAnsweringPipeline:
@@ -145,17 +141,18 @@ class QuestionAnsweringPipeline:
 
         Args:
             inputs: a `{"question", "context"}` dict, a list of them, a generator or data set of them (then results come
-                as a generator), or a question and a context.
+                as a generator; the next item of a generator is asked for when the result of the one before was
+                taken, or batch_size items at a time), or a question and a context.
             question, context: the same by keyword; lists pair up, and one context may serve a list of questions.
             top_k: answers to return; fewer where there are fewer, and one alone is not wrapped in a list.
             doc_stride: tokens that neighbouring windows of a long context share; 128, or half a window.
             max_answer_len: longest answer in tokens; 15.
-            max_seq_len: tokens of a window; 384, or the model's limit.
+            max_seq_len: tokens of a window; 384, or the limit of model or tokenizer.
             handle_impossible_answer: also offer the empty answer.
             align_to_words: stretch answers to whole words.
-            max_question_len, padding, batch_size, num_workers: accepted for compatibility, without effect: questions
-                are not cut (transformers documents 64, but its fast tokenizers never cut), windows are never padded
-                and always batched.
+            batch_size: items of a generator that are computed together; 1. Those of lists and data sets always are.
+            max_question_len, padding, num_workers: accepted for compatibility, without effect: questions are not cut
+                (transformers documents 64, but its fast tokenizers never cut), and windows are never padded.
         Raises:
             KeyError: a dict lacks question or context.
             ValueError: one of them is None or empty, or an option is out of range.
@@ -167,6 +164,7 @@ class QuestionAnsweringPipeline:
             "max_seq_len": max_seq_len,
             "handle_impossible_answer": handle_impossible_answer,
             "align_to_words": align_to_words,
+            "batch_size": batch_size,
         }
         options = _Options(**{k: v for k, v in (*self._defaults.items(), *given.items()) if v is not None})
         if options.top_k < 1:
@@ -175,7 +173,10 @@ class QuestionAnsweringPipeline:
             raise InputError(f"max_answer_len parameter should be >= 1 (got {options.max_answer_len})")
         examples = _arguments(inputs, question, context)
         if isinstance(examples, Iterator):
-            return self._results(map(_example, examples), options)
+            stream = map(_example, examples)
+            return _in_turn(
+                stream, lambda some: self._results(some, options), _look_ahead(inputs[0], options.batch_size)
+            )
         results = list(self._results(examples, options))
         return results[0] if len(results) == 1 else results
 
@@ -208,7 +209,10 @@ class QuestionAnsweringPipeline:
             raise InputError(
                 f"`doc_stride` ({options.doc_stride}) is larger than `max_seq_len` ({options.max_seq_len})"
             )
-        return self.model.window_size(options.max_seq_len, options.doc_stride)
+        longest = options.max_seq_len
+        if longest is None and self.model.tokenizer.limit is not None:
+            longest = min(qa.MAX_LENGTH, self.model.tokenizer.limit, self.model.config.positions)
+        return self.model.window_size(longest, options.doc_stride)
 
 
 class _Merger:
@@ -276,6 +280,23 @@ def _stream(inputs: Any) -> Iterator[Any] | None:
     return None
 
 
+def _look_ahead(inputs: Any, batch_size: Any) -> int | None:
+    """How many items of a stream are asked for before the first result: of a generator as many as are computed
+    together, for what it gives next may depend on what was answered; of a data set (None) what suits the engine."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}; expected a number from 1")
+    return batch_size if isinstance(inputs, GeneratorType) else None
+
+
+def _in_turn(stream: Iterator[T], results: Callable[[Iterable[T]], Iterator[R]], look_ahead: int | None) -> Iterator[R]:
+    """Results of a stream, so many items at a time."""
+    if look_ahead is None:
+        yield from results(stream)
+    else:
+        while some := list(itertools.islice(stream, look_ahead)):
+            yield from results(some)
+
+
 def _arguments(inputs: tuple[Any, ...], question: Any, context: Any) -> Any:
     """The examples in a call, checked; those of a stream unread."""
     if inputs:
@@ -320,7 +341,7 @@ class TextClassificationPipeline:
     """Classifies texts or pairs of texts, each as `{"label", "score"}`."""
 
     task = "text-classification"
-    options = ("top_k", "function_to_apply", "max_length")
+    options = ("top_k", "function_to_apply", "max_length", "truncation", "batch_size")
 
     def __init__(self, model: Model, **defaults: Any) -> None:
         model.require_class_head()
@@ -333,11 +354,12 @@ class TextClassificationPipeline:
 
         Args:
             inputs: a text, a `{"text", "text_pair"}` dict, a list of either, or a generator or data set of them (then
-                results come as a generator).
+                results come as a generator, as those of questions do).
             options: top_k: classes to return (None: all). function_to_apply: softmax, sigmoid or none; by default
                 what the model's problem_type asks for, else softmax, or sigmoid for a model of one class. max_length:
-                cut texts to so many tokens; by default they are cut only where the model takes no more. truncation
-                is accepted, without effect.
+                cut texts to so many tokens; by default they are cut where the model takes no more, with truncation
+                (True, or "longest_first" of a pair) also at the tokenizer's limit. batch_size: items of a generator
+                that are computed together.
         Raises:
             ValueError: inputs of another kind, or an option out of range.
             TypeError: an option that does not exist.
@@ -347,15 +369,26 @@ class TextClassificationPipeline:
                 raise TypeError(f"__call__() got an unexpected keyword argument {name!r}")
         given = self._defaults | options
         stream, several = _stream(inputs), isinstance(inputs, list)
-        pairs = (_pair(item) for item in stream or (inputs if several else [inputs]))
-        limit = given.get("max_length") or self.model.config.positions
-        found = (self._result(row, given) for row in classify.logits(self.model, pairs, max_length=limit))
+        limit = self._limit(given)
+
+        def found(pairs: Iterable[tuple[str, str | None]]) -> Iterator[Any]:
+            return (self._result(row, given) for row in classify.logits(self.model, pairs, max_length=limit))
+
         if stream:
-            return found
-        results = list(found)
+            return _in_turn(map(_pair, stream), found, _look_ahead(inputs, given.get("batch_size") or 1))
+        results = list(found(map(_pair, inputs if several else [inputs])))
         if several:
             return results
         return [results[0]] if isinstance(inputs, str) and "top_k" not in options else results[0]
+
+    def _limit(self, options: dict[str, Any]) -> int:
+        cut = options.get("truncation")
+        if cut not in (None, True, False, "longest_first", "do_not_truncate"):
+            raise InputError(f"truncation is {cut!r}; expected True, False or 'longest_first'")
+        positions, told = self.model.config.positions, self.model.tokenizer.limit
+        if cut in (True, "longest_first") and told is not None:
+            positions = min(positions, told)
+        return int(options.get("max_length") or positions)
 
     def _result(self, logits: Array, options: dict[str, Any]) -> Any:
         names = classify.class_names(self.model, len(logits))
@@ -373,7 +406,7 @@ def _pair(item: Any) -> tuple[str, str | None]:
     text, pair = (item.get("text"), item.get("text_pair")) if isinstance(item, dict) else (item, None)
     if not isinstance(text, str) or not isinstance(pair, str | None):
         raise InputError(f"{item!r} argument needs to be a text, or a dict of text and text_pair")
-    return text, pair
+    return text, pair or None  # an empty one is none, as in transformers
 
 
 _PIPELINES: dict[str, type[QuestionAnsweringPipeline] | type[TextClassificationPipeline]] = {

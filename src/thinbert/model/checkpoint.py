@@ -40,7 +40,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json")
 TRAINING_FILE = "training.json"  # how a model came about, where thinbert made it
 
 _MOST_DIMENSIONS = 8
@@ -165,15 +165,17 @@ def find_model(model: str | os.PathLike[str], *, revision: str | None = None, to
     pickles.
 
     Raises:
-        ModelError: there is no such folder and no such repository, or the download failed.
+        ModelError: there is no such folder and no such repository, the download failed, or a revision was given of what
+            is here.
     """
     name = os.fspath(model)
-    if name == DEFAULT_MODEL:
-        return _BUNDLED
     path = Path(name)
     try:
-        if name and path.is_dir():
-            return path
+        if name == DEFAULT_MODEL or (name and path.is_dir()):
+            if revision is not None:
+                what = "is the bundled model" if name == DEFAULT_MODEL else "is a folder here"
+                raise ModelError(f"{name} {what}, and has no revision {revision}; leave it out")
+            return _BUNDLED if name == DEFAULT_MODEL else path
         if name and path.exists():
             raise ModelError(f"{name} is a file; a model is a folder with config.json, weights and a tokenizer")
     except OSError as e:  # too long a name, no right to look

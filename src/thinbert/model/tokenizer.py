@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Encoding
+from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as HFTokenizer
 
 from thinbert.errors import ModelError, quoted
@@ -64,7 +64,8 @@ class Tokens:
 class Tokenizer:
     """WordPiece with exact character offsets. Safe to call from several threads."""
 
-    def __init__(self, backend: HFTokenizer, *, where: Path, vocabulary: int) -> None:
+    def __init__(self, backend: HFTokenizer, *, where: Path, vocabulary: int, limit: int | None = None) -> None:
+        self.limit = limit  # tokens that its configuration says a sequence may have (model_max_length); None: nothing
         backend.no_truncation()  # a tokenizer.json may carry both; windows are cut by thinbert.tasks.qa
         backend.no_padding()
         self._backend = backend
@@ -132,15 +133,19 @@ def _tokens(encoding: Encoding) -> Tokens:
 
 
 def read_tokenizer(folder: Path, *, vocabulary: int) -> Tokenizer:
-    """The tokenizer of a model folder: tokenizer.json, else vocab.txt; tokenizer_config.json overrides how either
-    treats case, accents and Chinese characters, as in transformers.
+    """The tokenizer of a model folder: tokenizer.json, else vocab.txt with the tokens that were added to it.
+    tokenizer_config.json overrides how either treats case, accents and Chinese characters, as in transformers, unless
+    its class is no BERT's. (Where it says nothing, tokenizer.json is taken at its word; transformers lowercases.)
 
     Raises:
         ModelError: neither is there or valid, or it numbers tokens past the model's V = `vocabulary`.
     """
     config = folder / "tokenizer_config.json"
     told = read_json(config) if config.is_file() else {}
-    settings = _normalizer_settings(told, config)
+    kind = told.get("tokenizer_class")
+    settings = _normalizer_settings(told, config) if kind in (None, *_OF_VOCABULARY) else {}
+    limit = told.get("model_max_length")
+    limit = int(limit) if isinstance(limit, int | float) and 3 < limit < 1 << 20 else None  # 1e30 says: none
     whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
     if whole.is_file():
         described = read_json(whole)
@@ -165,12 +170,13 @@ def read_tokenizer(folder: Path, *, vocabulary: int) -> Tokenizer:
         # the Rust side raises a bare Exception
         except Exception as e:
             raise ModelError(f"{whole}: not a tokenizer: {e}") from e
-        return Tokenizer(backend, where=whole, vocabulary=vocabulary)
+        return Tokenizer(backend, where=whole, vocabulary=vocabulary, limit=limit)
     if vocab.is_file():
-        kind = told.get("tokenizer_class")
         if kind is not None and kind not in _OF_VOCABULARY:  # others read the same kind of file otherwise
             raise ModelError(f"{config}: tokenizer_class is {quoted(kind)}; thinbert reads BERT's WordPiece")
-        return Tokenizer(_from_vocab(vocab, settings), where=vocab, vocabulary=vocabulary)
+        backend = _from_vocab(vocab, settings)
+        _add_tokens(backend, folder, told)
+        return Tokenizer(backend, where=vocab, vocabulary=vocabulary, limit=limit)
     raise ModelError(f"{folder}: no tokenizer; expected tokenizer.json or vocab.txt")
 
 
@@ -207,3 +213,30 @@ def _from_vocab(vocab: Path, settings: dict[str, Any]) -> HFTokenizer:
     backend.decoder = decoders.WordPiece()
     backend.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in tokens])
     return backend
+
+
+def _add_tokens(backend: HFTokenizer, folder: Path, told: dict[str, Any]) -> None:
+    """Tokens beside vocab.txt. Slow tokenizers of transformers keep them in added_tokens.json (token -> number)
+    or, with the ways to find them, in tokenizer_config.json (number -> token).
+
+    Raises:
+        ModelError: they are no tokens, or their numbers do not follow the vocabulary's.
+    """
+    where = folder / "added_tokens.json"
+    plain = read_json(where) if where.is_file() else {}
+    added: dict[Any, Any] = {number: {"content": content} for content, number in plain.items()}
+    if isinstance(decoder := told.get("added_tokens_decoder"), dict):
+        where = folder / "tokenizer_config.json"
+        added |= {int(number) if number.isdecimal() else number: token for number, token in decoder.items()}
+    try:
+        for number, token in sorted(added.items()):
+            flags = {name: token[name] for name in ("single_word", "lstrip", "rstrip", "special") if name in token}
+            flags["normalized"] = token.get("normalized", not token.get("special", False))
+            backend.add_tokens([AddedToken(token["content"], **flags)])
+            if backend.token_to_id(token["content"]) != number:
+                raise ModelError(
+                    f"{where}: token {quoted(token['content'])} has number {number}; with the vocabulary it would get "
+                    f"{backend.token_to_id(token['content'])}"
+                )
+    except (TypeError, KeyError, AttributeError) as e:
+        raise ModelError(f"{where}: its added tokens are not understood: {e!r}") from None

@@ -81,7 +81,7 @@ def time_model(
 ) -> dict[str, Any]:
     """Median milliseconds of one forward pass over `batch` random sequences of `tokens` tokens, in the engine.
 
-    The logits are first compared with the float32 reference's: the difference is what int8 costs on random tokens.
+    Hidden states are first compared with the float32 reference's: the difference is what int8 costs on random tokens.
 
     Raises:
         InputError: sequences longer than the model takes.
