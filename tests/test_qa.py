@@ -1,9 +1,11 @@
 """Windows, the span decoder, probabilities, and answers that are always slices of the text."""
 
+import json
 import math
 import threading
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import thinbert
+import tiny
 from thinbert.api import Model
 from thinbert.errors import InputError
 from thinbert.model.tokenizer import Tokens
+from thinbert.tasks import qa
 from thinbert.tasks.qa import Collector, Reading, Window, best_spans, windows
 
 
@@ -226,6 +230,48 @@ def test_answers_end_after_their_accents(tiny_model: Model) -> None:
     for answer in tiny_model.read("who is the composer", [text], n_best=50).answers:
         assert not unicodedata.combining((text + "x")[answer.end])
         assert text[answer.start : answer.end] == answer.text
+    vowels = "हिन्दु है"  # signs of combining class 0, which a tokenizer that strips accents leaves out too
+    ends = {answer.end for answer in tiny_model.read("who", [vowels], n_best=50).answers}
+    assert ends
+    assert all(unicodedata.category((vowels + "x")[end]) != "Mn" for end in ends)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "settings", "text", "tokens_of_a_place"),
+    [
+        (["##\u0301"], {"do_lower_case": False, "strip_accents": False}, "the cafe\u0301 is in paris", 1),
+        (["\u1100", "##\u1161"], {}, "a \uac00 b", 2),  # the two letters of one character, which has one place
+    ],
+)
+def test_no_two_answers_are_the_same_place(
+    tmp_path: Path, tokens: list[str], settings: dict[str, Any], text: str, tokens_of_a_place: int
+) -> None:
+    """And they sum to one: where accents are tokens of their own, and where a character is several tokens."""
+    config = tiny.bert_config(vocab_size=len(tiny.VOCABULARY) + len(tokens))
+    folder = tiny.write_model(tmp_path / "m", config, tiny.bert_tensors(config))
+    (folder / "vocab.txt").write_text("\n".join([*tiny.VOCABULARY, *tokens]) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    model = thinbert.load(folder)
+    read = model.tokenizer(text)
+    assert set(range(len(tiny.VOCABULARY), config["vocab_size"])) <= set(read.ids.tolist())
+    places = list(zip(read.starts.tolist(), read.ends.tolist(), strict=True))
+    assert max(places.count(place) for place in places) == tokens_of_a_place
+    r = model.read("who built it", [text], n_best=1000)
+    found = [(a.start, a.end) for a in r.answers]
+    assert len(set(found)) == len(found)
+    assert sum(a.score for a in r.answers) + r.no_answer == pytest.approx(1)
+    assert all(a.text == text[a.start : a.end] for a in r.answers)
+
+
+def test_windows_of_a_long_question_move_on(tiny_model: Model) -> None:
+    """And not by a token at a time."""
+    question, text = (tiny_model.tokenizer(t) for t in ("who built it " * 50, "the tower is in paris " * 100))
+    kept = qa.fitting(question, text, max_length=64, stride=32)
+    assert 10 < len(kept) < len(question)
+    count = len(list(tiny_model.windows(kept, text, max_length=64, stride=32)))
+    assert count <= len(text) / 8 + 1
+    longest = question.cut(qa.MAX_QUESTION_TOKENS)
+    assert len(qa.fitting(longest, text, max_length=qa.MAX_LENGTH, stride=qa.STRIDE)) == len(longest)
 
 
 @pytest.mark.parametrize("words", [0, 1, 511, 5_000, 200_000])

@@ -38,10 +38,12 @@ def default_stride(max_length: int) -> int:
 
 
 def fitting(question: Tokens, context: Tokens, *, max_length: int, stride: int) -> Tokens:
-    """A question, cut where windows over the context could not move on past it."""
+    """A question, cut where windows over the context would move on past it by less than a quarter of what they do not
+    share: by a token at a time, a long text takes as many windows as it has tokens."""
     if len(question) + len(context) + 3 <= max_length:
         return question
-    return question.cut(max(1, max_length - 3 - stride - 1))
+    step = max(1, (max_length - stride) // 4)
+    return question.cut(max(1, max_length - 3 - stride - step))
 
 
 def windows(question: Tokens, context: Tokens, *, max_length: int, stride: int, cls: int, sep: int) -> Iterator[Window]:
@@ -152,7 +154,9 @@ class Collector:
     max_tokens: int
     threshold: float
     calibration: tuple[float, float] = (1.0, 0.0)
-    _spans: dict[tuple[int, int, int], float] = field(default_factory=dict)  # (context, start, end) -> score
+    # (context, first token, last token) -> score, and the place: first character, the one after the last, and whether
+    # the next token begins there
+    _spans: dict[tuple[int, int, int], tuple[float, tuple[int, int, bool]]] = field(default_factory=dict)
     _log_total: float = -math.inf
     _log_null_odds: float = math.inf
     # of the last window: its context, its offset, and the best scores that its spans have had in any window
@@ -162,11 +166,14 @@ class Collector:
         """One window's logits [L, 2] over context number `context`, whose tokens are `tokens`."""
         piece = logits[window.first : window.first + window.count]
         spans = best_spans(piece[:, 0], piece[:, 1], k=self.n_best, max_tokens=self.max_tokens)
-        starts = tokens.starts[window.offset + spans.starts]
-        ends = tokens.ends[window.offset + spans.ends]
-        for start, end, score in zip(starts.tolist(), ends.tolist(), spans.scores.tolist(), strict=True):
-            place = (context, start, end)
-            self._spans[place] = max(score, self._spans.get(place, -math.inf))
+        first, last = window.offset + spans.starts, window.offset + spans.ends
+        starts, ends = tokens.starts[first], tokens.ends[last]
+        follows = tokens.starts[np.minimum(last + 1, len(tokens) - 1)] == ends
+        places = zip(starts.tolist(), ends.tolist(), follows.tolist(), strict=True)
+        for i, j, score, place in zip(first.tolist(), last.tolist(), spans.scores.tolist(), places, strict=True):
+            known = self._spans.get((context, i, j))
+            if known is None or score > known[0]:
+                self._spans[context, i, j] = score, place
         self._log_total = float(np.logaddexp(self._log_total, self._new_mass(spans, window.offset, context)))
         null = float(logits[0, 0]) + float(logits[0, 1])
         self._log_null_odds = min(self._log_null_odds, null - spans.log_total)
@@ -192,23 +199,23 @@ class Collector:
             return Reading((), 1.0, self.threshold)
         slope, offset = self.calibration
         no_answer = _sigmoid(slope * self._log_null_odds + offset)
-        ranked = sorted(self._spans.items(), key=lambda item: (-item[1], item[0]))[: self.n_best]
+        shares: dict[
+            tuple[int, int, int], float
+        ] = {}  # several spans are one place where a character is several tokens
+        for (context, _, _), (score, (start, end, followed)) in self._spans.items():
+            place = (context, start, end if followed else _with_marks(contexts[context], end))
+            shares[place] = shares.get(place, 0.0) + math.exp(score - self._log_total)
+        ranked = sorted(shares.items(), key=lambda item: (-item[1], item[0]))[: self.n_best]
         answers = tuple(
-            Answer(
-                text=contexts[context][start : (last := _with_marks(contexts[context], end))],
-                start=start,
-                end=last,
-                score=math.exp(score - self._log_total) * (1 - no_answer),
-                context=context,
-            )
-            for (context, start, end), score in ranked
+            Answer(contexts[context][start:end], start, end, share * (1 - no_answer), context)
+            for (context, start, end), share in ranked
         )
         return Reading(answers, no_answer, self.threshold)
 
 
 def _with_marks(text: str, end: int) -> int:
-    """Where a character ends: after its accents, which a tokenizer that strips them leaves out."""
-    while end < len(text) and unicodedata.combining(text[end]):
+    """Where a character ends: after its accents and vowel signs, which a tokenizer that strips them leaves out."""
+    while end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1
     return end
 
