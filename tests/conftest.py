@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 import tiny
+from thinbert._core import instruction_sets
 from thinbert.api import Model, load
 from thinbert.cli import main
 
@@ -41,6 +42,13 @@ def tiny_model(tiny_folder: Path) -> Model:
 @pytest.fixture(scope="session")
 def default_model() -> Model:
     return load("default")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Kernels that this processor cannot run are compared with nothing; who makes a release should know."""
+    lacking = [name for name, _, built, supported in instruction_sets() if not (built and supported)]
+    if lacking:
+        terminalreporter.write_line(f"kernels not compared, which this processor cannot run: {', '.join(lacking)}")
 
 
 def real_data(name: str) -> Path:

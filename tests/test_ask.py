@@ -1,6 +1,7 @@
 """`thinbert ask`: answers with their places, what is printed, exit codes, and every message."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,11 @@ import pytest
 import files
 import thinbert
 from conftest import Cli
+from thinbert.corpus import ask as asking
 from thinbert.corpus.ask import _words
+from thinbert.corpus.documents import Document
+from thinbert.corpus.index import Corpus
+from thinbert.corpus.pages import Page
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "eiffel-tower.md"
 QUESTION = "Who is the Eiffel Tower named after?"
@@ -63,6 +68,36 @@ def test_no_answer(cli: Cli) -> None:
     assert answer["no_answer"] > answer["threshold"]
     # the threshold is the caller's to move
     assert cli("ask", "What does a kilogram of butter cost?", EXAMPLE, "--threshold", 1).code == 0
+
+
+def test_scores_over_all_passages_and_no_answer_sum_to_one() -> None:
+    """The surest passage alone decides no_answer, a passage's search score counts in its odds, and the same words in
+    two places are one answer."""
+    model = thinbert.load("default")
+    texts = [
+        "Anna Voss built the mill in 1802. It stands by the river.",
+        "The mill that Anna Voss built has four storeys.",
+        "Bread is made from flour, and flour from the mill.",
+    ]
+    corpus = Corpus.in_memory([Document(f"{n}", (Page(text, 1),)) for n, text in enumerate(texts)])
+    question = "Who built the mill?"
+    hits = corpus.view().search(question, 10)
+    assert len(hits) == 3
+    candidates, no_answer = asking._read(model, question, hits, 10_000)
+    assert sum(c.score for c in candidates) + no_answer == pytest.approx(1)
+    readings = [model.read(question, [h.text], n_best=10_000) for h in hits]
+    alone = [r.no_answer for r in readings]
+    odds = [
+        math.log((1 - p) / p) - asking.RETRIEVAL * (1 - h.score / hits[0].score)
+        for h, p in zip(hits, alone, strict=True)
+    ]
+    assert no_answer == pytest.approx(1 / (1 + math.exp(max(odds))), rel=1e-3)
+    mass = [sum(c.score for c in candidates if c.hit == h) for h in hits]
+    assert mass[1] / mass[0] == pytest.approx(math.exp(odds[1] - odds[0]), rel=1e-3)
+    best, score, also = asking._distinct(candidates)[0]
+    named = [c.score for c in candidates if c.answer.text == "Anna Voss"]
+    assert (best.answer.text, len(named), len(also)) == ("Anna Voss", 2, 1)
+    assert score >= sum(named) > max(named)
 
 
 def test_an_answer_that_is_an_article(cli: Cli) -> None:

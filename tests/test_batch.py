@@ -355,6 +355,44 @@ def test_texts_with_and_without_a_pair(cli: Cli, tmp_path: Path) -> None:
     assert found[1] != pytest.approx(alone)
 
 
+def test_a_run_goes_on_with_the_settings_it_began_with(cli: Cli, tmp_path: Path) -> None:
+    """Or half of the answers would be of one threshold, half of another."""
+    source, out = write(tmp_path / "in.jsonl", records(9)), tmp_path / "out.jsonl"
+    interrupt(cli, source, out)
+    for change, what in ((("--threshold", 0), "threshold"), (("--question-field", "extra"), "fields")):
+        assert f"holds a run with other {what}; delete it" in cli("batch", source, "-o", out, *change).err
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text(TEXTS[0])
+    over = ("--index", tmp_path / "index")
+    assert cli("index", tmp_path / "docs", *over).code == 0
+    interrupt(cli, source, tmp_path / "over.jsonl", *over)
+    again = ("batch", source, "-o", tmp_path / "over.jsonl", *over)
+    assert "holds a run with other passages; delete it" in cli(*again, "--passages", 1).err
+    (tmp_path / "docs" / "b.txt").write_text(TEXTS[1])
+    assert cli("index", tmp_path / "docs", *over).code == 0
+    assert "holds a run with other index; delete it" in cli(*again).err
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz"])
+def test_a_table_is_written_whole_or_not_at_all(
+    name: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write(tmp_path / "in.jsonl", records(3)), tmp_path / name
+    with monkeypatch.context() as m:
+
+        def full(lines: Any, to: Any, partial: Path) -> None:
+            to.write(b"half of it")
+            raise OSError(28, "No space left on device")
+
+        m.setattr(batch, "_write_csv", full)
+        r = cli("batch", source, "-o", out)
+        assert r.code == 2
+        assert f"No space left on device; what is done is kept in {out}.partial" in r.err
+    assert {f.name for f in tmp_path.iterdir()} == {"in.jsonl", f"{name}.partial", f"{name}.partial.json"}
+    assert cli("batch", source, "-o", out).code == 0
+    assert {f.name for f in tmp_path.iterdir()} == {"in.jsonl", name}
+
+
 def test_a_run_that_ends_between_the_looks_of_another(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,11 +512,11 @@ def test_wrong_use(cli: Cli, tmp_path: Path) -> None:
         assert message in r.err, r.err
 
 
-def interrupt(cli: Cli, source: Path, out: Path) -> None:
+def interrupt(cli: Cli, source: Path, out: Path, *options: Any) -> None:
     """A run that is stopped when all is answered, and not yet finished."""
     with pytest.MonkeyPatch.context() as m:
         m.setattr("thinbert.batch._finish", lambda *paths: signal.raise_signal(signal.SIGINT))
-        r = cli("batch", source, "-o", out)
+        r = cli("batch", source, "-o", out, *options)
     assert r.code == 130
     assert f"what is done is kept in {out}.partial; the same command goes on\nthinbert: interrupted\n" in r.err
     assert not out.exists()

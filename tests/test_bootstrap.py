@@ -8,7 +8,7 @@ import pytest
 
 from conftest import Cli
 from thinbert.errors import InputError
-from thinbert.tasks.bootstrap import compare, interval, write_per_question
+from thinbert.tasks.bootstrap import compare, interval, means, write_per_question
 
 
 def test_intervals_cover_the_truth() -> None:
@@ -43,6 +43,11 @@ def test_pairs_are_sharper_than_their_parts(tmp_path: Path) -> None:
     assert exact.high - exact.low < (high - low) / 2
     same = compare(a, c)[0]
     assert (same.difference, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
+    slightly = one.copy()
+    slightly[np.flatnonzero(one == 0)[:4]], slightly[np.flatnonzero(one)[:1]] = 100.0, 0.0
+    drawn = means(slightly - one)
+    assert 0.01 < (drawn <= 0).mean() < 0.2
+    assert compare(a, run_of(tmp_path / "d", slightly))[0].p == pytest.approx(2 * (drawn <= 0).mean())
     back = compare(b, a)[0]
     assert back.difference == -exact.difference
     assert back.p < 0.01

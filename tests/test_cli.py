@@ -13,6 +13,7 @@ import pytest
 import tiny
 from conftest import Cli
 from thinbert.corpus import documents
+from thinbert.runtime.doctor import speedups
 
 HEAVY = ("torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "fastapi", "tantivy")
 
@@ -200,6 +201,10 @@ def test_doctor(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     by_density = {row["density"]: row for row in report["speedups"]}
     assert by_density[0.1]["1x4"] > by_density[0.5]["1x4"] >= 1
     assert by_density[0.2]["4x4"] >= by_density[0.2]["unstructured"] >= 1
+    given = speedups((1, 1, 0.5), 0.1)  # a byte of a 1x4 block costs half as much as one of the others
+    assert given["4x4"] == pytest.approx(10)
+    assert given["1x4"] == pytest.approx(1 / min(1 - 0.9**4, 2 * 0.1))
+    assert given["unstructured"] == pytest.approx(1 / min(1 - 0.9**16, 2 * (1 - 0.9**4)))
     monkeypatch.setenv("THINBERT_ISA", "generic")
     out = cli("doctor").out
     assert "runs with     generic" in out

@@ -56,6 +56,11 @@ def test_hidden_states_and_attention_scores() -> None:
     for b, n in enumerate(lengths):
         squares = [((o[b, :n] - t[b, :n]) ** 2).mean() for o, t in zip(ours, theirs, strict=True)]
         assert found[b].item() == pytest.approx(float(sum(squares)), rel=1e-5)
+    found = distill.last_states(ours[-1], theirs[-1], mask)
+    for b, n in enumerate(lengths):
+        one, other = ours[-1][b, :n], theirs[-1][b, :n]
+        cosine = (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1))
+        assert found[b].item() == pytest.approx(float(1 - cosine.mean()), rel=1e-5)
     ours, theirs = ([torch.tensor(random.randn(2, 3, 5, 5)) for _ in range(2)] for _ in range(2))
     found = distill.attention_scores(ours, theirs, mask)
     for b, n in enumerate(lengths):

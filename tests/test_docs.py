@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def test_every_variable_read_is_documented() -> None:
     assert "THINBERT_DATA" in variables
     documented = "".join(d.read_text(encoding="utf-8") for d in DOCS)
     assert not {v for v in variables if v not in documented}
+
+
+def test_tables_of_results_are_what_was_measured() -> None:
+    """Line by line, from bench/results."""
+    script = [sys.executable, ROOT / "tools" / "result_tables.py"]
+    printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    known = set((ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines())
+    assert len(printed) > 100
+    assert not [line for line in printed if line and line not in known]
 
 
 def test_version_is_in_the_changelog() -> None:

@@ -248,7 +248,16 @@ def test_held_out_loss_is_masked_alike_each_time(checkpoint: Checkpoint, tokeniz
     state = torch.random.get_rng_state()
     first, second = (held_out_loss(model, objective, [batch(features, np.arange(30))]) for _ in range(2))
     assert first == second
-    assert 0 < first["mlm_loss"] < 20
-    assert 0 <= first["mlm_accuracy"] <= 100
+    given = batch(features, np.arange(30))
+    torch.manual_seed(0)
+    ids, chosen = objective.hide(given)
+    assert not torch.equal(ids, given.ids)
+    with torch.no_grad():
+        logits = model.eval().mlm_logits(model(ids, given.types, given.lengths)[chosen])
+    model.train()
+    torch.random.set_rng_state(state)
+    assert first["mlm_loss"] == pytest.approx(F.cross_entropy(logits, given.ids[chosen]).item(), abs=1e-3)
+    right = (logits.argmax(-1) == given.ids[chosen]).float().mean()
+    assert first["mlm_accuracy"] == pytest.approx(100 * right.item(), abs=0.01)
     assert torch.equal(torch.random.get_rng_state(), state)  # training is not disturbed
     assert model.training

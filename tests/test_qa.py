@@ -19,7 +19,7 @@ from thinbert.api import Model
 from thinbert.errors import InputError
 from thinbert.model.tokenizer import Tokens
 from thinbert.tasks import qa
-from thinbert.tasks.qa import Collector, Reading, Window, best_spans, windows
+from thinbert.tasks.qa import Answer, Collector, Reading, Window, best_spans, windows
 
 
 def numbered(n: int, first: int = 100) -> Tokens:
@@ -163,6 +163,8 @@ def test_probabilities_of_windows_that_overlap_sum_to_one(length: int, room: int
 
 
 def test_no_answer_decides_by_the_threshold() -> None:
+    surely_none = Reading((Answer("a", 0, 1, 0.0),), no_answer=1.0, threshold=1.0)
+    assert surely_none.best is not None  # a threshold of one says: always answer
     piece = np.zeros((4, 2), np.float32)
     assert reading(piece, null=10, context="abcd").best is None
     assert reading(piece, null=-10, context="abcd").best is not None

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from thinbert.errors import Error, InputError, ModelError
 from thinbert.model.checkpoint import copy_files, read_checkpoint
 from thinbert.model.sparsity import measure
 from thinbert.model.tokenizer import read_tokenizer
+from thinbert.runtime.engine import Engine
 from thinbert.tasks import glue
 from thinbert.tasks.squad import read_squad
 
@@ -442,6 +444,58 @@ def test_states_on_disk_are_those_of_a_teacher_that_reads_along(
         teachers.states(place, deep, features, 2)
 
 
+def test_what_a_stage_was_made_from_is_known(data: Path, base: Path, tmp_path: Path) -> None:
+    """Another base, or another teacher of the same name, is another stage: what was made of the first is not taken."""
+    config = tiny.bert_config()
+    one, two = (tiny.write_model(tmp_path / f"{n}" / "m", config, tiny.bert_tensors(config, seed=n)) for n in (1, 2))
+    taught = f"{SQUAD}, distil: {{teacher: {tmp_path / 'teacher'}}}"
+    shutil.copytree(one, tmp_path / "teacher")
+    run.run(place_of(recipe_of(tmp_path, base, taught), data, tmp_path / "run"))
+    with pytest.raises(InputError, match="squad: holds this stage with other start; delete it"):
+        run.run(place_of(recipe_of(tmp_path, one, taught), data, tmp_path / "run"))
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.copytree(two, tmp_path / "teacher")
+    with pytest.raises(InputError, match="squad: holds this stage with other teachers; delete it"):
+        run.run(place_of(recipe_of(tmp_path, base, taught), data, tmp_path / "run"))
+    other = replace(place_of(recipe_of(tmp_path, base, SQUAD), data, tmp_path / "scaled"), scale="small")
+    run.run(place_of(other.recipe, data, other.out))
+    with pytest.raises(InputError, match="squad: holds this stage with other scale; delete it"):
+        run.run(other)
+
+
+def test_what_is_kept_is_kept_for_what_it_is_of(data: Path, base: Path, tmp_path: Path) -> None:
+    """In one folder: of two teachers, and of parts and lengths of one corpus."""
+    config = tiny.bert_config()
+    made = (tiny.write_model(tmp_path / f"{n}" / "m", config, tiny.bert_tensors(config, seed=n)) for n in (1, 2))
+    one, two = map(read_checkpoint, made)
+    recipe = recipe_of(tmp_path, base, SQUAD, f"name: mlm, task: mlm, start: base, {SHORT}", corpus="[text.txt]")
+    place, tokenizer = place_of(recipe, data, tmp_path / "run"), read_tokenizer(base, vocabulary=len(tiny.VOCABULARY))
+    features = sources.training(place, recipe.stages[0], tokenizer, 64)
+    said = [np.concatenate(teachers.logits(place, who, features, "squad1")(np.arange(4))) for who in (one, two, one)]
+    assert not np.array_equal(said[0], said[1])
+    np.testing.assert_array_equal(said[0], said[2])
+    language = recipe.stages[1]
+    kinds = [{"part": 1.0}, {"part": 0.5}, {"max_length": 24}]
+    hashes = [
+        sources.training(place, language.model_copy(update=kind), tokenizer, 64).sha256() for kind in (*kinds, kinds[0])
+    ]
+    assert len(set(hashes)) == 3
+    assert hashes[0] == hashes[3]
+
+
+def test_what_int8_costs_is_what_it_scores_less(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below zero where it scores worse."""
+
+    def measured(model: thinbert.Model, *args: Any) -> dict[str, float]:
+        return {"f1": 80.0 if isinstance(model.runtime, Engine) else 82.0}
+
+    monkeypatch.setattr(scores, "measure", measured)
+    found = run.run(place_of(recipe_of(tmp_path, base, SQUAD), data, tmp_path / "run"))
+    assert found["squad"]["int8_less_float_f1"] == -2.0
+
+
 def test_classes_go_by_their_names(data: Path, base: Path, tmp_path: Path) -> None:
     """A model, and a teacher, that number their classes otherwise."""
     recipe = of_stages("bert-base-unstructured-90", base, ("mnli-teacher",), **{"stages.mnli-teacher.passes": "3"})
@@ -499,7 +553,7 @@ def recipe_of(tmp_path: Path, base: Path, *stages: str, seeds: str = "[0]", corp
     return read_recipe(tmp_path / "short.yaml")
 
 
-SST2, MNLI = "name: sst2, task: sst2", "name: mnli, task: mnli"
+SST2, MNLI, SQUAD = "name: sst2, task: sst2", "name: mnli, task: mnli", "name: squad, task: squad1, stride: 16"
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,11 @@ def test_predict(client: TestClient) -> None:
     asked = {"question": QUESTION, "context": CONTEXT}
     assert client.post("/predict", json=asked).json()["answer"] == ANSWER
     assert [a["answer"] for a in client.post("/predict", json=[asked] * 2).json()] == [ANSWER] * 2
+    long = {"question": "What did Anna Voss do?", "context": CONTEXT + " Bread is made from flour."}
+    qa = thinbert.pipeline("question-answering", model=thinbert.load("default", threads=1))
+    several = client.post("/predict", json={**long, "top_k": 5}).json()
+    assert [a["answer"] for a in several] == [a["answer"] for a in qa(**long, top_k=5, max_answer_len=30)]
+    assert len(several) == 5
 
 
 def test_classification(classifier: Path, tmp_path: Path) -> None:
@@ -195,6 +200,22 @@ def test_not_json(client: TestClient) -> None:
 
 
 # --- documents --------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_a_browser_runs_nothing_of_is_shown_in_place(client: TestClient) -> None:
+    """A script in a page that somebody uploaded would be the server's own."""
+    kinds = {"a.html": b"<p>" + CONTEXT.encode(), "b.HTM": b"<p>x " + CONTEXT.encode(), "c.csv": b"a,b\nmill,Voss\n"}
+    kinds |= {"d.docx": files.docx(files.paragraph("The mill.")), "e.txt": b"<script>mill</script>"}
+    sent = [("files", item) for item in kinds.items()]
+    for added in client.post("/v1/documents", files=sent).json()["added"]:
+        r = client.get(f"/v1/documents/{added['id']}/file")
+        how = r.headers["content-disposition"].partition(";")[0]
+        if added["name"] == "e.txt":
+            assert (r.headers["content-type"], how) == ("text/plain; charset=utf-8", "inline")
+        else:
+            assert (r.headers["content-type"], how) == ("application/octet-stream", "attachment"), added["name"]
+        assert r.headers["x-content-type-options"] == "nosniff"
+    assert len(client.get("/v1/documents").json()) == len(kinds)
 
 
 def test_documents_come_and_go(client: TestClient, tmp_path: Path) -> None:
@@ -475,6 +496,28 @@ def test_keys(tmp_path: Path) -> None:
         client_of(tmp_path, keys=("",))
 
 
+def test_every_route_asks_for_the_key(tmp_path: Path) -> None:
+    """All but the page and what orchestrators and people look at first."""
+    opened = {
+        "/",
+        "/web/{name}",
+        "/healthz",
+        "/readyz",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/docs",
+        "/openapi.json",
+    }
+    with client_of(tmp_path, keys=("one",)) as client:
+        asked = set()
+        for path, methods in client.get("/openapi.json").json()["paths"].items():
+            for method in methods:
+                r = client.request(method, re.sub("{[^}]*}", "1", path))
+                assert (r.status_code == 401) == (method != "get" or path not in opened), (method, path)
+                asked.add(path)
+        assert {"/", "/models/{name}", "/predict", "/v1/ask", "/v2/models/{name}/infer", "/metrics"} <= asked
+
+
 def test_headers_and_origins(client: TestClient, tmp_path: Path) -> None:
     r = client.get("/")
     assert r.headers["x-content-type-options"] == "nosniff"
@@ -540,26 +583,47 @@ def until(true: Callable[[], Any], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def test_too_many_and_too_long(tmp_path: Path) -> None:
+def test_too_many_at_a_time(tmp_path: Path) -> None:
     model = thinbert.load("default", threads=1)
     held = model.runtime = Held(model.runtime)  # type: ignore[assignment]
     held.may_end.clear()
-    app = create_app({"default": model}, None, Settings(log=False, max_waiting=2, timeout=3))
+    app = create_app({"default": model}, None, Settings(log=False, max_waiting=2, timeout=60))
     with TestClient(app) as client:
         with ThreadPoolExecutor(6) as pool:
-            late = [pool.submit(client.post, "/predict", json=ASKED) for _ in range(2)]
+            waiting = [pool.submit(client.post, "/predict", json=ASKED) for _ in range(2)]
             until(lambda: "thinbert_requests_in_flight 2.0" in client.get("/metrics").text)
-            results = list(pool.map(lambda _: client.post("/predict", json=ASKED), range(4)))
-            results += [one.result() for one in late]
-        held.may_end.set()
-        codes = sorted(r.status_code for r in results)
-        assert codes == [429] * 4 + [504] * 2
-        assert all(r.headers["retry-after"] == "1" for r in results if r.status_code == 429)
-        assert next(r for r in results if r.status_code == 504).json()["error"] == "not done within 3 seconds"
+            refused = list(pool.map(lambda _: client.post("/predict", json=ASKED), range(4)))
+            held.may_end.set()
+            assert [one.result().status_code for one in waiting] == [200] * 2
+        assert [(r.status_code, r.headers["retry-after"]) for r in refused] == [(429, "1")] * 4
         text = client.get("/metrics").text
         assert 'thinbert_requests_total{route="/predict",status="429"} 4.0' in text
         assert "thinbert_requests_in_flight 0.0" in text
     assert len(held.threads) <= 2
+
+
+def test_what_takes_too_long(tmp_path: Path) -> None:
+    model = thinbert.load("default", threads=1)
+    held = model.runtime = Held(model.runtime)  # type: ignore[assignment]
+    held.may_end.clear()
+    with TestClient(create_app({"default": model}, None, Settings(log=False, timeout=0.2))) as client:
+        r = client.post("/predict", json=ASKED)
+        held.may_end.set()
+        assert (r.status_code, r.json()["error"]) == (504, "not done within 0.2 seconds")
+        until(lambda: "thinbert_requests_in_flight 0.0" in client.get("/metrics").text)
+
+
+def test_ready_while_it_runs(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    states = ("/healthz", "/readyz", "/v2/health/ready")
+
+    def said() -> list[int]:
+        return [client.get(path).status_code for path in states]
+
+    assert said() == [200, 503, 503]
+    with client:
+        assert said() == [200, 200, 200]
+    assert said() == [200, 503, 503]
 
 
 def test_metrics(client: TestClient) -> None:
@@ -598,6 +662,13 @@ def test_open_inference(client: TestClient) -> None:
     tensors = [{"name": n, "datatype": "BYTES", "shape": [2, 1], "data": [v, v]} for n, v in ASKED.items()]
     r = client.post("/v2/models/default/infer", json={"id": "7", "inputs": tensors}).json()
     outputs = {o["name"]: o for o in r["outputs"]}
+    butter = [["What does butter cost?"], [CONTEXT]]
+    other = [{"name": n, "datatype": "BYTES", "shape": [1], "data": v} for n, v in zip(ASKED, butter, strict=True)]
+    found = client.post("/v2/models/default/infer", json={"inputs": other}).json()["outputs"]
+    none = {o["name"]: o["data"][0] for o in found}
+    read = thinbert.load("default", threads=1).read(butter[0][0], [CONTEXT])
+    assert none == {"answer": "", "score": 0, "start": 0, "end": 0, "no_answer": pytest.approx(read.no_answer)}
+    assert none["no_answer"] > 0.5 > outputs["no_answer"]["data"][0]
     assert (r["id"], outputs["answer"]["data"], outputs["answer"]["shape"]) == ("7", [ANSWER] * 2, [2, 1])
     assert (outputs["start"]["data"], outputs["end"]["data"]) == ([0, 0], [9, 9])
     only = client.post("/v2/models/default/infer", json={"inputs": tensors, "outputs": [{"name": "start"}]}).json()
@@ -949,6 +1020,23 @@ def test_bodies_under_way_are_counted(tmp_path: Path) -> None:
             s = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
             s.sendall(head)
         until(lambda: httpx.post(f"{server.url}/predict", json=ASKED, timeout=30).status_code == 429)
+    assert server.stop() == 0
+
+
+def test_a_long_upload_that_keeps_coming(tmp_path: Path) -> None:
+    """It may take longer than a client may be silent."""
+    server = Running(tmp_path, "--timeout", "2")
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n'
+    body += CONTEXT.encode() + b"\n" * 200_000 + b"\r\n--x--\r\n"
+    head = f"POST /v1/documents HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as s:
+        s.sendall(head.encode())
+        step = len(body) // 8 + 1
+        for at in range(0, len(body), step):
+            time.sleep(0.4)
+            s.sendall(body[at : at + step])
+        assert s.recv(1000).startswith(b"HTTP/1.1 201 ")
     assert server.stop() == 0
 
 

@@ -129,7 +129,8 @@ def test_killed_at_any_step(checkpoint: Checkpoint, tmp_path: Path) -> None:
         time.sleep(0.01)
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    assert torch.load(killed / "state.pt", weights_only=True)["step"] < len(plan_of(examples(), 3))
     for out in (killed, tmp_path / "whole"):
         subprocess.run([sys.executable, script, out], check=True, env=environment, stdout=subprocess.DEVNULL)
     ends = [torch.load(out / "state.pt", weights_only=True) for out in (killed, tmp_path / "whole")]
@@ -556,6 +557,18 @@ def test_labels_stand_where_the_answer_stands(checkpoint: Checkpoint) -> None:
             assert end == 0
     assert found >= 1
     assert len(features) > 2  # several windows
+    # wherever it is: each window that holds the whole of it says so, also at its edges
+    text = " ".join("abcdefghijklmnopqrstuvwxyz")
+    letters = tokenizer(text).ids
+    for at in range(25):
+        q = Question("q", "0", text, (text[2 * at : 2 * at + 3],), (2 * at,))
+        features = squad_features([q], tokenizer, max_length=14, stride=5)
+        assert len(features) > 3
+        for n in range(len(features)):
+            ids = features.ids[features.example(n)].tolist()
+            begin = next((i for i in range(len(ids) - 1) if ids[i : i + 2] == letters[at : at + 2].tolist()), None)
+            expected = (0, 0) if begin is None else (begin, begin + 1)
+            assert (features.labels["start"][n], features.labels["end"][n]) == expected
     with pytest.raises(ValueError, match="has no answer_start"):
         squad_features([Question("c", "Who?", CONTEXT, ("Ida",))], tokenizer)
     with pytest.raises(ValueError, match=r"has 'he lig' at its answer_start, not 'Ida Ma'"):
