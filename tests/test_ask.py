@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,9 @@ def test_scores_over_all_passages_and_no_answer_sum_to_one() -> None:
     assert no_answer == pytest.approx(1 / (1 + math.exp(max(odds))), rel=1e-3)
     mass = [sum(c.score for c in candidates if c.hit == h) for h in hits]
     assert mass[1] / mass[0] == pytest.approx(math.exp(odds[1] - odds[0]), rel=1e-3)
+    behind = [hits[0], replace(hits[1], score=hits[1].score / 2), hits[2]]
+    less = asking._read(model, question, behind, 10_000)[0]
+    assert sum(c.score for c in less if c.hit == behind[1]) < mass[1]  # what the search finds worse counts less
     best, score, also = asking._distinct(candidates)[0]
     named = [c.score for c in candidates if c.answer.text == "Anna Voss"]
     assert (best.answer.text, len(named), len(also)) == ("Anna Voss", 2, 1)
