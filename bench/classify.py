@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import ENGINES, OURS, Worker, add_threads, rates, report, turns
+from compare import ENGINES, OURS, Worker, add_threads, by_length, rates, report, turns
 
 HERE = Path(__file__).parent
 BATCH, BUCKET = 32, 16
@@ -51,14 +51,7 @@ def logits_of(engine: Any, how: str, rows: Rows) -> np.ndarray:
     if how == MANY:
         done: np.ndarray = engine.classify_many(rows, BUCKET)
         return done
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    out = [np.empty(0)] * len(rows)
-    for first in range(0, len(order), BATCH):
-        numbers = order[first : first + BATCH]
-        logits = engine.classify([rows[i] for i in numbers], bucket(len(rows[numbers[-1]][0])))
-        for i, one in zip(numbers, logits, strict=True):
-            out[i] = one
-    return np.stack(out)
+    return np.stack(by_length(rows, BATCH, lambda some: engine.classify(some, bucket(len(some[-1][0])))))
 
 
 def worker(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,16 @@ def rates(answers: dict[str, list[dict[str, Any]]], count: int, unit: str, **sco
         shown = "".join(f"   {score} {value:.2f}" for score, value in own.items())
         print(f"{name:32s} {each:7.1f} {unit}/s ({around}){shown}   ours {ratio:.2f}x", flush=True)
     return rows
+
+
+def by_length(rows: Sequence[Any], size: int, compute: Callable[[Sequence[Any]], Iterable[Any]]) -> list[Any]:
+    """What is computed of tokenised rows, so many of about the same length at a time, in the order of the rows."""
+    out: list[Any] = [None] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    for numbers in (order[i : i + size] for i in range(0, len(order), size)):
+        for i, one in zip(numbers, compute([rows[i] for i in numbers]), strict=True):
+            out[i] = one
+    return out
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from compare import report
+from compare import RUNS, report
 
 from thinbert._core import Encoder, Matrix, instruction_sets, measure_ceiling
 from thinbert.model.blocks import to_blocks
@@ -20,7 +20,6 @@ from thinbert.runtime.engine import FORMS
 
 D, F, HEADS, VOCABULARY = 768, 3072, 12, 256
 KEPT = {"dense": 1.0, "4x4": 0.2, "1x4": 0.2}  # share of blocks
-RUNS = 5  # timed passes a round, after one that is not: the caches are to hold this layer, not the last one
 BLOCKS = {"dense": (1, 1), "4x4": (4, 4), "1x4": (1, 4)}
 
 
@@ -93,7 +92,7 @@ def main() -> None:
         for (isa, form), (encoder, _) in kernels.items():
             if isa == "generic" and number:
                 continue  # one round of plain loops is enough
-            for tokens in args.tokens:
+            for tokens in args.tokens:  # the first pass is not timed: the caches still hold another layer
                 each = [encoder.profile(*inputs(tokens)) for _ in range(1 + RUNS)]
                 profiles[isa, form, tokens] += each[1:]
     ceilings = {isa: statistics.median(each) for isa, each in found.items()}  # 0 where it is not known

@@ -5,10 +5,9 @@
 
 Every stage of the recipe that answers questions, or each that is named, is a row: its packed model answers all of
 SQuAD 1.1 dev (kept in RUN/evaluated), differences to the base row are paired by question. Of several seeds it is the
-first. Then all rows and OpenVINO
-int8 of the base row answer the same questions in turns, each in a process of its own, one question after another;
-OpenVINO is compiled for each length of a window. Beside a row stands the accuracy of sst2-NAME, where that stage is of
-the same encoder. The last line of the output is one JSON object.
+first. Then all rows and OpenVINO int8 of the base row answer the same questions in turns, each in a process of its own,
+one question after another; OpenVINO is compiled for each length of a window. Beside a row stands the accuracy of
+sst2-NAME, where that stage is of the same encoder. The last line of the output is one JSON object.
 """
 
 import argparse

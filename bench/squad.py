@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import ENGINES, OURS, Worker, add_threads, rates, report, turns
+from compare import ENGINES, OURS, Worker, add_threads, by_length, rates, report, turns
 
 HERE = Path(__file__).parent
 MAX_LENGTH, BUCKET, BATCH = 384, 16, 8
@@ -42,17 +42,11 @@ class Peer:
     def span_logits(self, ids: np.ndarray, types: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
         ends = np.cumsum(lengths)[:-1]
         windows = list(zip(np.split(ids, ends), np.split(types, ends), strict=True))
-        padded = [-(-n // self._step) * self._step for n in lengths]
         if self._how == "streams":
             return np.concatenate(self._engine.forward_many(windows, self._step))
         if self._how == "batches":
-            done = [np.empty(0)] * len(windows)
-            order = sorted(range(len(windows)), key=lambda i: lengths[i])
-            for numbers in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
-                logits = self._engine.forward_batch([windows[i] for i in numbers], padded[numbers[-1]])
-                for i, one in zip(numbers, logits, strict=True):
-                    done[i] = one
-            return np.concatenate(done)
+            return np.concatenate(by_length(windows, BATCH, lambda some: self._engine.forward_batch(some, BUCKET)))
+        padded = [-(-n // self._step) * self._step for n in lengths]
         done = [self._engine.forward(i[None], t[None], n)[0] for (i, t), n in zip(windows, padded, strict=True)]
         return np.concatenate(done)
 

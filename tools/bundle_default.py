@@ -15,7 +15,7 @@ from thinbert.model.pack import pack
 from thinbert.model.tokenizer import Tokenizer
 
 # what is kept of tokenizer_config.json: the rest is read by nobody
-SETTINGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length")
+SETTINGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "added_tokens_decoder", "model_max_length")
 SENTENCE = "Zoë’s naïve 東京 café cost €3.50, e.g. in U.S. dollars."
 
 

@@ -72,8 +72,9 @@ class Engine:
     def forward(self, ids: np.ndarray, types: np.ndarray, pad_to: int | None = None) -> np.ndarray:
         return spans(self._run(list(zip(ids, types, strict=True)), pad_to or ids.shape[1]))[:, : ids.shape[1]]
 
-    def forward_batch(self, rows: Sequence[Row], length: int) -> list[np.ndarray]:
-        """Logits [L, 2] of windows that are computed together, padded to one length."""
+    def forward_batch(self, rows: Sequence[Row], step: int) -> list[np.ndarray]:
+        """Logits [L, 2] of windows that are computed together, padded to the longest's next multiple of `step`."""
+        length = -(-max(len(ids) for ids, _ in rows) // step) * step
         return [one[: len(ids)] for one, (ids, _) in zip(spans(self._run(rows, length)), rows, strict=True)]
 
     def classify(self, rows: Sequence[Row], length: int) -> np.ndarray:

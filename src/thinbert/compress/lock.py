@@ -112,14 +112,13 @@ def lock_pattern(module: nn.Module, exclude: Sequence[str] = ()) -> PatternLock:
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
-    """By name, what layers multiply with: the module that has it, and what it is called there."""
+    """By name, what layers multiply with, less what is an embedding too, as a language model's decoder: the module that
+    has it, and what it is called there."""
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     for path, m in module.named_modules():
         if isinstance(m, nn.Embedding | nn.EmbeddingBag | ParametrizationList):
             continue
-        own = m.named_parameters(
-            recurse=False
-        )  # less what is an embedding too, such as the decoder of a language model
+        own = m.named_parameters(recurse=False)
         names = [name for name, parameter in own if parameter.ndim >= 2 and id(parameter) not in tables]
         if is_parametrized(m):
             names += [name for name in m.parametrizations if getattr(m, name).ndim >= 2]

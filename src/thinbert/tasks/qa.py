@@ -199,9 +199,8 @@ class Collector:
             return Reading((), 1.0, self.threshold)
         slope, offset = self.calibration
         no_answer = _sigmoid(slope * self._log_null_odds + offset)
-        shares: dict[
-            tuple[int, int, int], float
-        ] = {}  # several spans are one place where a character is several tokens
+        # several spans are one place where a character is several tokens
+        shares: dict[tuple[int, int, int], float] = {}
         for (context, _, _), (score, (start, end, followed)) in self._spans.items():
             place = (context, start, end if followed else _with_marks(contexts[context], end))
             shares[place] = shares.get(place, 0.0) + math.exp(score - self._log_total)
