@@ -43,13 +43,13 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
 def test_recipes_are_described_whole() -> None:
     """Every file that a data folder may hold, and every key."""
     pytest.importorskip("torch")
-    from thinbert.compress.recipe import Distillation, Prune, Recipe, Stage
+    from thinbert.compress.recipe import Distil, Prune, Recipe, Stage
     from thinbert.compress.sources import MEASURED, TRAINING
 
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     wanted = {name for names in TRAINING.values() for name in names}
     wanted |= {name for files in MEASURED.values() for names in files.values() for name in names}
-    wanted |= {key for part in (Recipe, Stage, Prune, Distillation) for key in part.model_fields}
+    wanted |= {key for part in (Recipe, Stage, Prune, Distil) for key in part.model_fields}
     lacking = {name for name in wanted if f"`{name}`" not in text}
     assert not lacking
 

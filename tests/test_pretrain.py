@@ -109,6 +109,12 @@ def test_held_out_documents_are_of_every_file_and_not_trained_on(corpus: Documen
     assert len([n for n in half if n < 8]) == 3
 
 
+def test_a_twentieth_is_held_out() -> None:
+    one = np.arange(1, 201)  # documents of one sentence of one token
+    many = Documents(np.zeros(200, np.int32), one, one, files=(200,), sha256="")
+    assert [len(part) for part in many.split()] == [190, 10]
+
+
 def of_pair(features: Features, number: int) -> tuple[list[int], list[int]]:
     at = features.example(number)
     ids, types = features.ids[at], features.types[at]

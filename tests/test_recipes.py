@@ -21,11 +21,11 @@ from safetensors.numpy import load_file, save_file
 import thinbert
 import tiny
 from conftest import Cli
-from thinbert.compress import run, scores, sources, teachers
+from thinbert.compress import pretrain, run, scores, sources, teachers
 from thinbert.compress.data import batch
 from thinbert.compress.encoder import from_checkpoint
 from thinbert.compress.objectives import TorchTeacher
-from thinbert.compress.recipe import Place, Recipe, built_in, read_recipe
+from thinbert.compress.recipe import SCALES, Place, Recipe, built_in, read_recipe, scales_of
 from thinbert.errors import Error, InputError, ModelError
 from thinbert.model.checkpoint import copy_files, read_checkpoint
 from thinbert.model.sparsity import measure
@@ -153,11 +153,17 @@ def test_every_recipe_at_smoke_scale(name: str, data: Path, base: Path, distil_b
         measured = [line for line in lines if line.keys() & {"dev_f1", "dev_accuracy", "mlm_loss"}]
         assert len(measured) <= stage.evaluations
         assert measured or lines[-1]["of"] == 1
+        if stage.task == "qnli":
+            assert any(re.match(f"{stage.name}: [0-9]+ QNLI pairs made from squad-train-v1.1.json", s) for s in said)
+        told = json.loads((folder / "model" / "training.json").read_text())
+        assert (told["recipe"]["name"], told["stage"], told["seed"]) == (name, stage.name, recipe.seeds[0])
+        assert told["versions"]["torch"] == torch.__version__
+        assert told["versions"].keys() == {"thinbert", "python", "torch", "accelerate", "numpy", "tokenizers"}
+        assert told["scores"].keys() <= scores[stage.name].keys()  # which have their ranges over seeds too
         if stage.task != "mlm":
             packed = json.loads((folder / "packed" / "training.json").read_text())
-            assert packed["stage"] == stage.name
+            assert packed == told
             assert packed["scores"] == scores[stage.name]
-            assert packed["recipe"]["name"] == name
             files = {
                 sources.plain_name(path) for path in sources.measured(place_of(recipe, data, tmp_path), stage).values()
             }
@@ -328,6 +334,38 @@ def test_what_is_missing_is_said_before_hours_are_spent(data: Path, base: Path, 
         r"no question without an answer is made from squad-train-v1\.1\.json",
         **{"stages.teacher.task": "squad2"},
     )
+
+
+def test_a_score_that_cannot_be_had_is_said(data: Path, base: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some"
+    shutil.copytree(data, some)
+    (some / "mnli-dev_mismatched.tsv").unlink()
+    recipe, said = recipe_of(tmp_path, base, "name: mnli, task: mnli"), []
+    told = run.run(place_of(recipe, some, tmp_path / "run", said))
+    assert {"accuracy"} == {name for name in told["mnli"] if "accuracy" in name and "int8" not in name}
+    assert any(re.match("mnli: no mnli-dev_mismatched.tsv in .*some: its score is left out", s) for s in said)
+
+
+def test_squad2_from_its_own_examples_or_from_made_ones(data: Path, base: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(data, own)
+    shutil.copy(own / "squad-dev-v2.0.json", own / "squad-train-v2.0.json")
+    for folder, fields, file, made in (
+        (own, "", "squad-train-v2.0.json", []),
+        (
+            data,
+            ", unanswerable: 0.5",
+            "squad-train-v1.1.json",
+            ["squad2: 23 unanswerable pairs made from 48 questions"],
+        ),
+    ):
+        recipe, said = recipe_of(tmp_path, base, f"name: squad2, task: squad2{fields}"), []
+        out = tmp_path / f"run-{folder.name}"
+        told = run.run(place_of(recipe, folder, out, said))["squad2"]
+        assert {"f1", "HasAns_f1", "NoAns_f1", "squad1_f1"} <= told.keys()
+        origin = json.loads((out / "seed-0" / "squad2" / "model" / "training.json").read_text())
+        assert list(origin["data"]) == [file]
+        assert [line for line in said if "unanswerable pairs" in line] == made
 
 
 def with_other_words(base: Path, folder: Path) -> Path:
@@ -939,6 +977,8 @@ def stage_with(**fields: Any) -> dict[str, Any]:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"baes": "x"}, r"baes: unknown key; did you mean base\?"),
+    ({"scale": {"small": {}}}, r"scale: unknown key; did you mean scales\?"),
+    ({"extend": "x"}, r"extend: unknown key; did you mean extends\?"),
     (
         {"stages": [{"name": "a", "task": "squad1", "passes": 1, "tokens": 9, "rate": 1, "weight_dcay": 0}]},
         "stage a.weight_dcay: unknown key; did you mean weight_decay",
@@ -1154,6 +1194,14 @@ def test_scales_are_inherited(tmp_path: Path) -> None:
         read_recipe(path, "small")
 
 
+@pytest.mark.parametrize("name", built_in())
+def test_recipes_can_be_read_at_each_scale(name: str) -> None:
+    assert scales_of(name) == SCALES
+    whole = read_recipe(name)
+    for scale in SCALES:
+        assert set(read_recipe(name, scale).names) <= set(whole.names)
+
+
 def test_published_settings() -> None:
     """The schedule of the published runs: 100,000 steps, sparse by 50,000, a mask every 1,000 until 80,000."""
     stage = read_recipe("bert-base-unstructured-90").stage("sparse")
@@ -1164,11 +1212,37 @@ def test_published_settings() -> None:
     assert stage.rewind
     assert stage.distil is not None
     assert stage.distil.everywhere
+    assert (pretrain.MASKING, pretrain.AS_MASK, pretrain.AS_RANDOM) == (0.15, 0.8, 0.1)
+    assert (pretrain.SHORT, pretrain.OTHER) == (0.1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "block", "sparsity"),
+    [
+        ("bert-base-1x4-80", "google-bert/bert-base-uncased", "1x4", 0.8),
+        ("bert-base-unstructured-85", "google-bert/bert-base-uncased", "1x1", 0.85),
+        ("bert-base-unstructured-90", "google-bert/bert-base-uncased", "1x1", 0.9),
+        ("bert-large-unstructured-90", "google-bert/bert-large-uncased", "1x1", 0.9),
+        ("distilbert-unstructured-85", "distilbert/distilbert-base-uncased", "1x1", 0.85),
+        ("distilbert-unstructured-90", "distilbert/distilbert-base-uncased", "1x1", 0.9),
+    ],
+)
+def test_published_models(name: str, base: str, block: str, sparsity: float) -> None:
+    recipe = read_recipe(name)
+    prune = recipe.stage("sparse").prune
+    assert prune is not None
+    assert (recipe.base, prune.block, prune.sparsity, recipe.seeds) == (base, block, sparsity, (1, 2))
+    assert {s.task for s in recipe.stages} == {"mlm", "squad1", "mnli", "qqp", "qnli", "sst2"}
 
 
 # passes or steps, examples, rate, warm-up, weight decay
 PUBLISHED = {
+    ("bert-base-unstructured-90", "teacher"): (100_000, 256, 5e-5, 0.01, 0.01),
     ("bert-base-unstructured-90", "sparse"): (100_000, 256, 5e-5, 0.01, 0.01),
+    ("bert-base-unstructured-90", "mnli"): (6, 32, 1e-4, 0, 0),
+    ("bert-base-unstructured-90", "qqp"): (6, 32, 1e-4, 0, 0),
+    ("bert-base-unstructured-90", "qnli"): (6, 32, 1e-4, 0, 0),
+    ("bert-base-unstructured-90", "sst2"): (9, 32, 1e-4, 0, 0),
     ("bert-base-unstructured-90", "squad"): (8, 12, 1.5e-4, 0, 0),
     ("bert-base-unstructured-90", "squad-int8"): (2, 12, 1e-5, 0, 0),
     ("bert-base-1x4-80", "squad"): (8, 12, 1.5e-4, 0, 0),
@@ -1183,12 +1257,15 @@ PUBLISHED = {
 def test_published_hyper_parameters(recipe: str, stage: str) -> None:
     s = read_recipe(recipe).stage(stage)
     assert (s.passes or s.steps, s.examples, s.rate, s.warmup, s.weight_decay) == PUBLISHED[recipe, stage]
+    assert s.max_length == {"mlm": 512, "squad1": 384}.get(s.task, 128)
+    if stage == "teacher":  # the dense one, which learns from labels alone
+        assert (s.distil, s.prune, s.lock) == (None, None, False)
+        return
     assert s.distil is not None
     assert s.distil.temperature == 2
     assert (s.distil.hard, s.distil.logits) == ((0.5, 0.5) if s.task == "mlm" else (0, 1))
     assert s.lock != (s.prune is not None)
     assert s.quantise == stage.endswith("int8")
-    assert s.max_length == {"mlm": 512, "squad1": 384, "sst2": 128}[s.task]
 
 
 def test_steps_of_the_published_baseline() -> None:

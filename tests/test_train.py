@@ -201,6 +201,7 @@ def test_two_processes_make_what_one_makes(checkpoint: Checkpoint, tmp_path: Pat
     subprocess.run([sys.executable, script, tmp_path / "one"], check=True, env=environment, capture_output=True)
     assert (tmp_path / "two-1").exists()
     assert not (tmp_path / "one-1").exists()
+    assert json.loads((tmp_path / "two" / "settings.json").read_text())["processes"] == 2
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for a, b in zip(one, two, strict=True):
@@ -407,6 +408,12 @@ def test_another_run_in_the_folder_is_refused(checkpoint: Checkpoint, tmp_path: 
         train(SpanLoss(fresh(checkpoint)), features, plan_of(features), replace(SETTINGS, warmup=0.5), out)
     with pytest.raises(InputError, match="holds a run with other examples"):
         train(SpanLoss(fresh(checkpoint)), examples(seed=1), plan_of(features), SETTINGS, out)
+    known = out / "settings.json"
+    alone = json.loads(known.read_text())
+    known.write_text(json.dumps(alone | {"processes": 2}))
+    with pytest.raises(InputError, match="holds a run with other processes"):
+        train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out)
+    known.write_text(json.dumps(alone))
     (out / "state.pt").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="not a training state"):
         train(SpanLoss(fresh(checkpoint)), features, plan_of(features), SETTINGS, out)

@@ -10,7 +10,7 @@ import torch
 import tiny
 from thinbert.api import Reference
 from thinbert.compress import qat
-from thinbert.compress.encoder import Encoder, Trace, from_checkpoint, tensor_names, to_tensors
+from thinbert.compress.encoder import Encoder, Trace, attention, from_checkpoint, tensor_names, to_tensors
 from thinbert.compress.export import write_portable
 from thinbert.compress.masks import magnitude_masks
 from thinbert.model.checkpoint import Checkpoint, read_checkpoint, read_json
@@ -69,14 +69,15 @@ def test_equals_the_reference_which_equals_transformers(tmp_path: Path, config: 
     assert len(trace.scores) == checkpoint.config.layers
 
 
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "as in training"])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_rounding_is_the_engines(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_rounding_is_the_engines(tmp_path: Path, config: dict[str, Any], mixed: bool) -> None:
     # one layer: where a value lies between two steps, the other rounding moves everything after it a little
     checkpoint = checkpoint_of(tmp_path, {**config, "num_hidden_layers": 1, "n_layers": 1})
     ids, types, lengths = tiny.ragged(LENGTHS, token_types=config["model_type"] == "bert")
     model, _ = from_checkpoint(checkpoint, {"span": 0})
     model.set_quantised(True)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         hidden = model(*padded(ids, types, lengths))
         logits = ragged(model.span_logits(hidden), lengths)
     pack(checkpoint, tmp_path / "packed")
@@ -88,6 +89,19 @@ def test_rounding_is_the_engines(tmp_path: Path, config: dict[str, Any]) -> None
         apart = np.abs(rounded - engine).max(axis=1) / np.abs(exact).max()
         assert np.mean(apart < 5e-4) > 0.5
         assert np.abs(rounded - engine).mean() < 0.25 * np.abs(exact - engine).mean()
+
+
+def test_heads_of_a_rounded_model_are_in_float32(tmp_path: Path) -> None:
+    """As the engine has them, whatever the precision of the training loop."""
+    checkpoint = checkpoint_of(tmp_path, tiny.bert_config())
+    model, _ = from_checkpoint(checkpoint, {"span": 0, "classify": 3})
+    hidden = torch.randn(2, 8, checkpoint.config.width)
+    exact = model.class_logits(hidden)
+    model.set_quantised(True)
+    spans = model.span_logits(hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model.class_logits(hidden), exact, rtol=0, atol=0)
+        torch.testing.assert_close(model.span_logits(hidden), spans, rtol=0, atol=0)
 
 
 def test_rounding_is_the_packed_models(tmp_path: Path) -> None:
@@ -125,6 +139,16 @@ def test_rounding_is_the_packed_models(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "repacked").config.ffn == packed.config.ffn
     repacked = Engine(read_checkpoint(tmp_path / "repacked"))
     np.testing.assert_allclose(repacked.hidden(ids, types, lengths), engine, atol=1e-4)
+
+
+def test_attention_is_torchs() -> None:
+    """What a GPU takes from torch is written out for CPUs."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 20, 32)
+    mask = (torch.arange(20) < torch.tensor([20, 7])[:, None])[:, None, None, :]
+    for given in (None, mask):
+        theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, given)
+        torch.testing.assert_close(attention(q, k, v, given, 0.0), theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_of_rounded_attention() -> None:

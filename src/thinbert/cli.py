@@ -715,8 +715,8 @@ def _recipes(as_json: JsonOption = False) -> None:
     rows = []
     for name, path in recipe.built_in().items():
         whole = recipe.read_recipe(name)
-        scales = [s for s in recipe.SCALES if s == "full" or _has_scale(recipe, name, s)]
-        rows.append({"name": name, "about": whole.about, "source": whole.source, "scales": scales, "file": str(path)})
+        row = {"name": name, "about": whole.about, "source": whole.source, "scales": recipe.scales_of(name)}
+        rows.append(row | {"file": str(path)})
     if as_json:
         show.print_json(rows)
         return
@@ -802,14 +802,6 @@ def _train_ring(module: str) -> Any:
         if e.name and e.name.startswith("thinbert"):
             raise
         raise InputError(f"training needs {e.name}: pip install 'thinbert[train]'") from e
-
-
-def _has_scale(recipe: Any, name: str, scale: str) -> bool:
-    try:
-        recipe.read_recipe(name, scale)
-    except Error:
-        return False
-    return True
 
 
 def _changes(given: list[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ Modules carry the field names of model/weights.py; families.py says what a check
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import Any, cast
@@ -189,7 +190,7 @@ class Encoder(nn.Module):
         if self.quantised:
             rows = [qat.rows(r) for r in rows]
         x = F.dropout(self.norm(reduce(torch.add, rows)), self.dropout, self.training)
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) and not self.quantised:  # the engine's stream is in float32
             # the residual stream too: half the memory traffic (on a GPU until the first norm, which gives float32)
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if trace is not None:
@@ -203,15 +204,16 @@ class Encoder(nn.Module):
     def span_logits(self, hidden: Tensor) -> Tensor:
         """[B, L, 2] from hidden states."""
         assert self.span is not None
-        if self.quantised:  # as packed: its matrix is rounded, what it reads is not
-            with torch.autocast(hidden.device.type, enabled=False):
-                return F.linear(hidden.float(), qat.rows(self.span.weight), self.span.bias)
-        return self.span(hidden)  # type: ignore[no-any-return]
+        if not self.quantised:
+            return self.span(hidden)  # type: ignore[no-any-return]
+        with self._in_float32(hidden):  # as packed: its matrix is rounded, what it reads is not
+            return F.linear(hidden, qat.rows(self.span.weight), self.span.bias)
 
     def class_logits(self, hidden: Tensor) -> Tensor:
         """[B, classes]."""
         assert self.classify_out is not None
-        return self.classify_out(F.dropout(self._pooled(hidden), self.dropout, self.training))  # type: ignore[no-any-return]
+        with self._in_float32(hidden) if self.quantised else nullcontext():  # as packed
+            return self.classify_out(F.dropout(self._pooled(hidden), self.dropout, self.training))  # type: ignore[no-any-return]
 
     def nsp_logits(self, hidden: Tensor) -> Tensor:
         """[B, 2]: the second segment follows, or is from elsewhere."""
@@ -224,6 +226,10 @@ class Encoder(nn.Module):
         assert self.mlm_norm is not None
         x = self.mlm_norm(ACTIVATIONS[self.config.activation](self.mlm_transform(rows)))
         return F.linear(x, self.token.weight, self.mlm_bias)
+
+    @staticmethod
+    def _in_float32(hidden: Tensor) -> torch.autocast:
+        return torch.autocast(hidden.device.type, enabled=False)
 
     def _pooled(self, hidden: Tensor) -> Tensor:
         assert self.classify_hidden is not None

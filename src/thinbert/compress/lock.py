@@ -75,7 +75,7 @@ class _Pattern:
         return gradient * self.mask()
 
 
-def lock_pattern(module: nn.Module, exclude: Sequence[str] = ()) -> PatternLock:
+def lock_pattern(module: nn.Module, exclude: str | Sequence[str] = ()) -> PatternLock:
     """Locks the zero pattern of a module's weights (matrices and kernels of layers that compute with them, not
     embeddings): what is zero now stays zero in training, until `.remove()`.
 
@@ -88,16 +88,17 @@ def lock_pattern(module: nn.Module, exclude: Sequence[str] = ()) -> PatternLock:
         lock.remove()
 
     Args:
-        exclude: regular expressions; a weight is left alone where one is found in its name, or its layer's.
+        exclude: one regular expression or several; a weight is left alone where one is in its name, or its layer's.
 
     Raises:
         ValueError: nothing is locked, because no weight is left or none holds a zero; or a weight with zeros is
             computed from other parameters (torch.nn.utils.parametrize), in which they cannot be kept.
     """
     weights = dict(_weights(module))
+    patterns = [exclude] if isinstance(exclude, str) else exclude
 
     def is_left_alone(name: str) -> bool:
-        return any(re.search(pattern, n) for pattern in exclude for n in (name, name.rpartition(".")[0]))
+        return any(re.search(pattern, n) for pattern in patterns for n in (name, name.rpartition(".")[0]))
 
     chosen = {name: w for name, w in weights.items() if not is_left_alone(name)}
     sparse = {name: (m, of) for name, (m, of) in chosen.items() if bool((getattr(m, of) == 0).any())}

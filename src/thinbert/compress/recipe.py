@@ -71,7 +71,7 @@ class Distil(Distillation):
     """What is learnt from whom."""
 
     teacher: str  # a stage's name, a model folder or a hub id
-    states: str | None = None  # another whose hidden states and attention are followed; it must have our width
+    states: str | None = None  # another whose hidden states and attention are followed: any width, our number of heads
     keep_states: bool = False  # hidden states on disk, computed once: a quarter of the time, gigabytes
 
     @model_validator(mode="after")
@@ -239,6 +239,12 @@ def built_in() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
+def scales_of(name: str | Path) -> tuple[str, ...]:
+    """The scales that a recipe, by name or from a file, can be read at."""
+    smaller = _read(name, built_in().get(str(name), Path(name))).get("scales") or {}
+    return ("full", *(scale for scale in SCALES[1:] if scale in smaller))
+
+
 def read_recipe(name: str | Path, scale: str = "full", *, changes: Mapping[str, str] | None = None) -> Recipe:
     """A recipe by name or from a YAML file, at one of its scales.
 
@@ -382,6 +388,7 @@ def _scaled(raw: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict
 
 
 _MODELS: dict[str, type[Part]] = {"prune": Prune, "distil": Distil}
+_OF_FILES = ("scales", "extends")  # keys of a file that the recipe it comes to does not have
 
 
 def _fault(error: Any, raw: Mapping[str, Any]) -> str:
@@ -395,5 +402,6 @@ def _fault(error: Any, raw: Mapping[str, Any]) -> str:
         return f"{where}: {error['msg'].removeprefix('Value error, ')}" if where else str(error["msg"])
     outer = Stage if place[0].startswith("stage ") else Recipe
     inside: type[Part] = next((_MODELS[p] for p in place[:-1] if p in _MODELS), outer)
-    near = difflib.get_close_matches(place[-1], inside.model_fields, n=1)
+    known = [*inside.model_fields, *(_OF_FILES if inside is Recipe else ())]
+    near = difflib.get_close_matches(place[-1], known, n=1)
     return f"{where}: unknown key{f'; did you mean {near[0]}?' if near else ''}"

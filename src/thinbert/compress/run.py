@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ from thinbert.tasks import glue
 from thinbert.tasks.classify import class_order
 
 _UNCHANGING: Any = {"micro_tokens": True, "evaluations": True, "distil": {"keep_states"}}  # of what a stage makes
+_SHAPING = ("torch", "accelerate", "numpy", "tokenizers")  # packages that a model's numbers depend on
 _PATIENCE = timedelta(days=2)  # of processes that wait while the main one reads a corpus, asks a teacher or scores
 
 
@@ -492,7 +494,8 @@ def _provenance(place: Place, stage: Stage, seed: int, source: Checkpoint, featu
         "teachers": _teachers(place, stage, seed),
         # rates the stage was begun with, where it went on with another
         **{name: asked[name] for name in ("rates_before",) if name in asked},
-        "versions": {"thinbert": thinbert.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"thinbert": thinbert.__version__, "python": platform.python_version()}
+        | {name: version(name) for name in _SHAPING},
     }
 
 

@@ -66,15 +66,18 @@ def measured(place: Place, stage: Stage) -> dict[str, Path]:
     """Prefix of scores -> the file they are of, for what can be measured with a file; SQuAD 2.0 is left out for models
     that saw no unanswerable pair. Raises InputError where one is missing that is needed."""
     found = {}
-    for prefix, names in MEASURED.get(stage.task, {}).items():
-        if prefix == "squad2_" and not stage.unanswerable:
-            continue
+    for prefix, names in _wanted(stage).items():
         try:
             found[prefix] = find(place.data, names)
         except InputError:
             if not prefix:
                 raise
     return found
+
+
+def _wanted(stage: Stage) -> dict[str, tuple[str, ...]]:
+    found = MEASURED.get(stage.task, {})
+    return {prefix: names for prefix, names in found.items() if prefix != "squad2_" or stage.unanswerable}
 
 
 def plain_name(path: Path) -> str:
@@ -84,8 +87,11 @@ def plain_name(path: Path) -> str:
 
 def check(place: Place, stage: Stage) -> None:
     """Raises InputError where a file that a stage learns from or is measured with cannot be read as what it is to be,
-    or nothing of it would be held out or learnt from."""
-    for path in {*files(place, stage), *measured(place, stage).values()}:
+    or nothing of it would be held out or learnt from; says what is not there to measure with."""
+    there = measured(place, stage)
+    if lacking := [names[0] for prefix, names in _wanted(stage).items() if prefix not in there]:
+        place.say(f"{stage.name}: no {', '.join(lacking)} in {place.data}: its score is left out")
+    for path in {*files(place, stage), *there.values()}:
         at = path.stat()
         articles = _articles(path, stage.task, at.st_size, at.st_mtime_ns)
         if stage.task == "mlm" or path not in files(place, stage):

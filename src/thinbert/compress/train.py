@@ -127,6 +127,8 @@ def train(
     shaping = {name: value for name, value in told.items() if name not in _FREE}
     described: dict[str, Any] = {"settings": shaping, "pruning": asdict(pruning) if pruning else None}
     described |= {"steps": steps, "examples": features.sha256()}
+    if accelerator.num_processes > 1:  # each draws its own random numbers
+        described["processes"] = accelerator.num_processes
     if accelerator.is_main_process:
         _enter(out, described)
     accelerator.wait_for_everyone()
@@ -364,9 +366,8 @@ def _enter(out: Path, described: dict[str, Any]) -> None:
         text = json.dumps(described, indent=1) + "\n"
         if not known.exists():
             write_atomic(known, text.encode())
-        elif known.read_text() != text:
-            before = json.loads(known.read_text())
-            changed = [k for k in described if before.get(k) != json.loads(text)[k]]
+        before, now = json.loads(known.read_text()), json.loads(text)
+        if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
             raise InputError(
                 f"{out}: holds a run with other {' and '.join(changed)}; give another folder, or delete it"
             )
