@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from thinbert.cli import main
 
 settings.register_profile("thinbert", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("thinbert")
+
+# a shell that starts the tests in the background has them ignore Ctrl-C, and so what they start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # transformers and huggingface_hub read this when they are imported; tests of downloads run the CLI with their own hub
 os.environ["HF_HUB_OFFLINE"] = "1"
