@@ -34,12 +34,13 @@ class Linear(nn.Linear):
     """y = x W^T + b, with W masked where there is a mask, and both sides rounded as the engine does it when asked."""
 
     mask: Tensor | None
+    columns: Tensor | None  # which of its inputs packing keeps, where it cuts some
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
         self.register_buffer("mask", None)
+        self.register_buffer("columns", None, persistent=False)
         self.quantised = False
-        self.columns: Tensor | None = None  # which of its inputs packing keeps, where it cuts some
 
     def matrix(self) -> Tensor:
         return self.weight if self.mask is None else self.weight * self.mask
