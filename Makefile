@@ -13,7 +13,7 @@ ask: $(VENV)/.base  ## answer a question from the example text
 
 # Tests run side by side, one thread each: threads of torch and BLAS that spin while they wait would hold each other up.
 test: $(VENV)/.test lint  ## lint, types, tests
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 dev: $(VENV)/.test  ## everything for working on thinbert, in .venv
 	@echo "ready: source $(BIN)/activate"

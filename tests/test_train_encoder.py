@@ -180,6 +180,27 @@ def test_gradients_pass_straight_through_the_rounding(tmp_path: Path) -> None:
             assert cosine > 0.97, name
 
 
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "as in training"])
+def test_gradients_of_a_rounded_product(mixed: bool) -> None:
+    """Those of the product of what was rounded; what packing cuts has none."""
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((2, 5, 1600), (16, 1600), (16,)))
+    columns = torch.arange(1600)[torch.rand(1600) < 0.9]
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        y = qat.linear(x, weight, bias, columns)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    with torch.no_grad():
+        rounded, matrix = qat.tokens(x[..., columns]), qat.rows(weight[:, columns])
+        torch.testing.assert_close(y, rounded @ matrix.T + bias, rtol=1e-5, atol=1e-4)
+        of_x, of_weight = torch.zeros_like(x), torch.zeros_like(weight)
+        of_x[..., columns] = gradient @ matrix
+        of_weight[:, columns] = torch.einsum("bln,blk->nk", gradient, rounded)
+    near = {"rtol": 2e-2, "atol": 0.1} if mixed else {"rtol": 1e-5, "atol": 1e-5}
+    for ours, expected in ((x.grad, of_x), (weight.grad, of_weight), (bias.grad, gradient.sum((0, 1)))):
+        torch.testing.assert_close(ours, expected, **near)
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_there_and_back(tmp_path: Path, config: dict[str, Any]) -> None:
     """A model written and read again is the same model, with masked weights as zeros."""
