@@ -731,7 +731,9 @@ def _compress(
     data: Annotated[
         Path | None, typer.Option(help="Folder with the data sets. (default: THINBERT_DATA)", envvar="THINBERT_DATA")
     ] = None,
-    scale: Annotated[str, typer.Option(help="full (as published), small (hours on two cores) or smoke.")] = "full",
+    scale: Annotated[
+        str, typer.Option(help="full (as published), small (hours on two cores) or smoke (steps on tiny files).")
+    ] = "full",
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE, such as base=FOLDER or stages.squad.rate=1e-4. May be repeated."),
